@@ -1,0 +1,1 @@
+"""One question a file, answered with ratios taken in one run."""

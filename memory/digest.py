@@ -1,0 +1,108 @@
+"""The digest that proves two RAMs equal: one keyed 64-bit hash a page, and 16 bytes over all of them.
+
+Law: pure. The source updates it with the very bytes it sends, the destination with what it reads back from
+its RAM; equal digests at the stop mean that every page arrived, the newest version of it, at its place.
+
+What it detects: faults. A page that differs goes unseen with probability 2**-64 (xxh3_64, whose seed comes from a key
+that both sides have and a guest has not, so a guest cannot prepare pages that collide). The table is position-bound:
+two pages that changed places differ in two entries. It is no defence against someone who knows the key: the wire
+is sealed, and whoever holds an end of it could put any page there without a collision.
+
+Hashing is a loop over the pages of a batch, the one exception to the rule of no such loop. Measured (2 vCPUs):
+xxh3_64 in a Python loop 12 GiB/s on a batch in cache, 9 GB/s over a whole RAM; xxh3_128 8.0-8.8; blake2b 0.5-0.8.
+Hashes of numpy alone (multilinear sums modulo 2**64: 3-10 GB/s) are no faster and blind: the top bit of a word
+reaches only the top bit of the sum, so two flipped top bits cancel out. The total is asked for while the guest
+stands still, so it is xxh3_128 over the table too: 0.1 ms per GiB of guest, where blake2b takes 2.4 ms.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Protocol
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from memory.cursor import RunCursor
+from memory.layout import PAGE_BYTES
+from memory.runs import Gfns, Runs, expand, fill, pages_in
+
+__all__ = ["DIGEST_BYTES", "MIN_KEY_BYTES", "PageHashes", "RamDigest", "ScannableRam", "total_of"]
+
+DIGEST_BYTES = 16
+MIN_KEY_BYTES = 16
+PageHashes = NDArray[np.uint64]
+
+_SCAN_PAGES = 256
+
+
+class ScannableRam(Protocol):
+    """What a full scan needs of a RAM; the engine's GuestRam has it."""
+
+    @property
+    def total_pages(self) -> int: ...
+
+    def populated_runs(self) -> Runs: ...
+
+    def gather(self, runs: Runs, out: memoryview) -> int: ...
+
+
+class RamDigest:
+    """The hashes of a guest's pages; of a RAM that is all zero at first.
+
+    Threads may update at once as long as their pages are not the same ones; whoever asks for `total` knows that
+    none updates. Takes 8 bytes a page.
+
+    Args:
+        key: at least 16 secret bytes, the same at both ends of one migration and of no other.
+    """
+
+    def __init__(self, total_pages: int, key: bytes) -> None:
+        if len(key) < MIN_KEY_BYTES:
+            raise ValueError(f"a digest's key has at least {MIN_KEY_BYTES} bytes, not {len(key)}")
+        derived = hashlib.blake2b(key, digest_size=16, person=b"vmferry digest").digest()
+        self._seed = int.from_bytes(derived[:8], "little")
+        self._total_seed = int.from_bytes(derived[8:], "little")
+        self._zero_hash = np.uint64(xxhash.xxh3_64_intdigest(bytes(PAGE_BYTES), self._seed))
+        self._hashes: PageHashes = np.full(total_pages, self._zero_hash, dtype=np.uint64)
+
+    @property
+    def page_hashes(self) -> PageHashes:
+        """The table itself, one entry a page: to be read only."""
+        table = self._hashes.view()
+        table.flags.writeable = False
+        return table
+
+    def update(self, runs: Runs, pages: memoryview) -> None:
+        """Take `pages` as the contents of `runs`, in order."""
+        octets = pages.cast("B")
+        if octets.nbytes != pages_in(runs) * PAGE_BYTES:
+            raise ValueError(f"{octets.nbytes} bytes are not {pages_in(runs)} pages")
+        seed, intdigest = self._seed, xxhash.xxh3_64_intdigest
+        hashes = [intdigest(octets[at : at + PAGE_BYTES], seed) for at in range(0, octets.nbytes, PAGE_BYTES)]
+        self._hashes[expand(runs)] = np.array(hashes, dtype=np.uint64)
+
+    def update_zeros(self, runs: Runs) -> None:
+        """Take the pages of `runs` as zero; no byte is hashed."""
+        fill(self._hashes, runs, self._zero_hash)
+
+    def total(self) -> bytes:
+        """Give 16 bytes over all pages: equal at both ends exactly when every page's hash is."""
+        return xxhash.xxh3_128_digest(self._hashes.astype("<u8", copy=False).data, self._total_seed)
+
+    def differing_pages(self, other: PageHashes) -> Gfns:
+        """Give the gfns whose hash is another one in `other`, the `page_hashes` of a digest with the same key."""
+        if other.shape != self._hashes.shape:
+            raise ValueError(f"digests of {self._hashes.size} and {other.size} pages do not compare")
+        return np.flatnonzero(self._hashes != other).astype(np.int64, copy=False)
+
+
+def total_of(ram: ScannableRam, key: bytes) -> bytes:
+    """Give the total of a RAM that nothing writes meanwhile. Reads every page that may differ from zero."""
+    digest = RamDigest(ram.total_pages, key)
+    cursor = RunCursor(ram.populated_runs(), _SCAN_PAGES)
+    pages = memoryview(bytearray(_SCAN_PAGES * PAGE_BYTES))
+    while len(runs := cursor.take()):
+        digest.update(runs, pages[: ram.gather(runs, pages)])
+    return digest.total()

@@ -1,0 +1,68 @@
+"""Every number that a peer can reach, each with its reason.
+
+Law: numbers, and no behaviour beyond arithmetic on them. A limit that a peer can reach and that does not stand
+here is a mistake.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+KIB: Final = 1 << 10
+MIB: Final = 1 << 20
+
+# --- data plane ---------------------------------------------------------------------------------------------
+
+# Data of one payload: 1 MiB. 256 KiB to 1 MiB cost the same CPU per byte, 64 KiB costs 7-20 % more, 4 MiB gains
+# nothing (AES-256-GCM and zstd 1 over loopback, 2 vCPUs).
+MAX_PAYLOAD_DATA_BYTES: Final = MIB
+# Tables and headers of whoever makes the payload: 64 KiB hold 5461 entries of 12 bytes.
+MAX_PAYLOAD_TABLE_BYTES: Final = 64 * KIB
+MAX_PAYLOAD_BYTES: Final = MAX_PAYLOAD_DATA_BYTES + MAX_PAYLOAD_TABLE_BYTES
+# A whole record: header and tag on top. A receiver allocates two buffers of this size per connection.
+MAX_RECORD_BYTES: Final = MAX_PAYLOAD_BYTES + 32
+
+# Sealed but not yet acknowledged bytes of one migration. 4 MiB keep 2 connections of 1 MiB records busy (one
+# record at each end of each connection), and carry 1 Gbit/s over 30 ms of round trip.
+WINDOW_BYTES: Final = 4 * MIB
+
+# The largest window that a peer may ask for: 1 Gbit/s over half a second of round trip.
+MAX_WINDOW_BYTES: Final = 64 * MIB
+
+
+def span_records(window_bytes: int) -> int:
+    """How far the newest record may be ahead of the oldest that is not applied, at both ends.
+
+    One for each KiB of the window, 4096 at the default: bounds the receiver's set of claimed numbers (under
+    512 KiB then), whatever a peer sends. A sender stops 4 GiB ahead of one lost 1 MiB record.
+    """
+    return max(256, window_bytes // KIB)
+
+
+# Keys change after so many records: 2^18 records of 1 MiB are 2^34 AES blocks under one key, which keeps an
+# attacker's advantage against AES-GCM below 2^-58 (blocks^2 / 2^127), better than the bound of RFC 8446, 5.5.
+RECORDS_PER_KEY: Final = 1 << 18
+# No sequence number at or above this exists: 2^48 records would take 9 years at 1 million records/s. The nonce
+# has 64 bits for it, so it can never wrap.
+MAX_RECORDS: Final = 1 << 48
+
+MAX_CONNECTIONS: Final = 64  # data connections of one migration: more than cores that compress gain nothing
+
+# --- accepting ----------------------------------------------------------------------------------------------
+
+# An honest TLS or data handshake takes two round trips: 5 s pass even on a link that loses packets.
+HANDSHAKE_TIMEOUT_S: Final = 5.0
+# Connections that have not yet proved who they are. Each costs a task and about 50 KiB while it lasts.
+MAX_PENDING_HANDSHAKES: Final = 64
+
+# --- control ------------------------------------------------------------------------------------------------
+
+# Device state travels in one message: 290 KiB are usual, 16 MiB were seen with large graphics memory.
+MAX_MESSAGE_BYTES: Final = 20 * MIB
+MAX_DEPTH: Final = 12  # containers in containers; our deepest message has 6
+# Values in one message, all containers together: bounds what decoding builds (100 thousand small objects, under
+# 16 MiB) where the byte limit alone would let 20 MiB of empty lists grow to more than 1 GiB.
+MAX_ITEMS: Final = 100_000
+MAX_TEXT_BYTES: Final = 256 * KIB  # one string; a preflight report in JSON is the longest, about 20 KiB
+MAX_SESSIONS: Final = 64  # sessions an agent remembers; each keeps its last reply
+MAX_REFUSAL_TEXT_BYTES: Final = 2048  # a refusal before the schema is spoken: one sentence

@@ -1,0 +1,186 @@
+"""Copying a guest's RAM round after round: what is dirty, what was sent, and what it cost.
+
+Law: no phases and no control messages. The order is fixed here: the log is started before RAM is looked at,
+and a round ends with a harvest, so a page that is written at any moment is in this round or in a later one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Final
+
+import anyio
+import anyio.to_thread
+
+from memory.bitmap import DirtyBitmap
+from memory.codec import BatchEncoder
+from memory.digest import RamDigest, total_of
+from memory.errors import TrackerLost
+from memory.layout import PAGE_BYTES
+from memory.runs import Runs
+from migrate.compression import CompressionChooser
+from migrate.errors import MigrationFailed
+from migrate.pagewire import PageProducer, Pool
+from migrate.phases import Phase
+from migrate.plan import Decision
+from migrate.ports import PayloadSender, RunningGuest
+from migrate.stats import PageCounts, Progress, RoundStats
+
+__all__ = ["Copier"]
+
+# A round of fewer pages says more about thread wake-ups than about the link.
+TELLING_PAGES: Final = 256
+# What a link is taken to carry before a round has told: the slowest that anybody builds for migration.
+ASSUMED_GOODPUT_BYTES_PER_S: Final = 100e6
+RATE_SMOOTHING: Final = 0.3
+
+
+class Copier:
+    """Copies one guest's RAM over one data plane."""
+
+    def __init__(
+        self,
+        guest: RunningGuest,
+        sender: PayloadSender,
+        chooser: CompressionChooser,
+        digest_key: bytes,
+        clock: Callable[[], float],
+    ) -> None:
+        self.sender: Final = sender
+        self._guest = guest
+        self._chooser = chooser
+        self._digest_key = digest_key
+        self._clock = clock
+        self._digest = digest = RamDigest(guest.ram.total_pages, digest_key)
+        # Not `self`: a cycle would keep the buffers of an ended migration until a full collection.
+        self._encoders = Pool(lambda: BatchEncoder(digest))
+        self._dirty = DirtyBitmap(guest.ram.total_pages)
+        self._counts = PageCounts()
+        self._producer: PageProducer | None = None
+        self._rounds: list[RoundStats] = []
+        self._is_tracking = False
+        self._wire_rate_bytes_per_s = 0.0
+        self._seen = (0, self._clock())
+
+    @property
+    def rounds(self) -> Sequence[RoundStats]:
+        """The rounds that were judged, oldest first."""
+        return self._rounds
+
+    @property
+    def counts(self) -> PageCounts:
+        """Everything sent so far, the round that is under way included."""
+        return self._counts + self._producer.counts if self._producer else self._counts
+
+    def digest(self) -> bytes:
+        """Give the digest of all RAM as it was sent."""
+        return self._digest.total()
+
+    async def audit(self) -> bytes:
+        """Give the digest of all RAM as it is now, read page by page. The guest must not run."""
+        return await anyio.to_thread.run_sync(lambda: total_of(self._guest.ram, self._digest_key))
+
+    async def start(self) -> None:
+        """Start the dirty log; everything that may differ from zero is dirty.
+
+        Raises:
+            TrackerError: the guest is as before.
+        """
+        await anyio.to_thread.run_sync(self._guest.tracker.start)
+        self._is_tracking = True
+        await self.mark_populated()
+
+    async def mark_populated(self) -> None:
+        """Make everything dirty that may differ from zero. Holes are zero at both ends and never sent."""
+        self._dirty.mark(await anyio.to_thread.run_sync(self._guest.ram.populated_runs))
+
+    async def stop_tracking(self) -> None:
+        """End the dirty log. May be called twice."""
+        self._is_tracking = False
+        await anyio.to_thread.run_sync(self._guest.tracker.stop)
+
+    async def round(self) -> RoundStats:
+        """Send what is dirty, then see what the guest wrote meanwhile."""
+        started_s, wire_bytes = self._clock(), self.sender.wire_bytes
+        counts = await self.send_dirty()
+        sent_s = self._clock() - started_s
+        await self.harvest()
+        duration_s = max(self._clock() - started_s, 1e-6)
+        return RoundStats(
+            number=len(self._rounds),
+            duration_s=duration_s,
+            sent_pages=counts.pages,
+            wire_bytes=self.sender.wire_bytes - wire_bytes,
+            dirty_pages=self._dirty.count,
+            dirty_rate_pages_per_s=self._dirty.count / duration_s,
+            goodput_bytes_per_s=self._goodput(counts, sent_s),
+        )
+
+    def judged(self, stats: RoundStats, decision: Decision) -> RoundStats:
+        """Keep a round together with what was decided after it."""
+        stats = replace(stats, predicted_downtime_s=decision.predicted_downtime_s, because=decision.because)
+        self._rounds.append(stats)
+        return stats
+
+    async def send_dirty(self) -> PageCounts:
+        """Send everything that is dirty now and wait until the destination has it."""
+        runs: Runs = self._dirty.take_runs()
+        producer = PageProducer(
+            ram=self._guest.ram,
+            runs=runs,
+            chooser=self._chooser,
+            encoders=self._encoders,
+            clock=self._clock,
+        )
+        self._producer = producer
+        self._chooser.began(self._clock())
+        await self.sender.send_all(producer)
+        self._chooser.ended(self._clock())
+        self._producer = None
+        self._counts += producer.counts
+        return producer.counts
+
+    async def harvest(self) -> None:
+        """Add what the guest wrote since the last harvest; nothing where no log runs (a suspended guest).
+
+        Raises:
+            MigrationFailed: the log has a gap.
+        """
+        if not self._is_tracking:
+            return
+        try:
+            written = await anyio.to_thread.run_sync(self._guest.tracker.harvest)
+        except TrackerLost as exc:
+            raise MigrationFailed(f"the dirty log was lost: {exc}") from exc
+        self._dirty.mark(written)
+
+    def progress(self, phase: Phase, *, is_paused: bool) -> Progress:
+        """Tell how far it is; the wire rate is over the time since the last call."""
+        sender, now_s = self.sender, self._clock()
+        wire_bytes, at_s = self._seen
+        self._seen = (sender.wire_bytes, now_s)
+        rate = (sender.wire_bytes - wire_bytes) / max(now_s - at_s, 1e-6)
+        self._wire_rate_bytes_per_s += RATE_SMOOTHING * (rate - self._wire_rate_bytes_per_s)
+        last = self._rounds[-1] if self._rounds else None
+        return Progress(
+            phase=phase,
+            round_number=len(self._rounds),
+            dirty_pages=last.dirty_pages if last else 0,
+            remaining_pages=self._producer.remaining_pages if self._producer else 0,
+            counts=self.counts,
+            wire_bytes=sender.wire_bytes,
+            resent_bytes=sender.resent_bytes,
+            link_breaks=sender.link_breaks,
+            wire_rate_bytes_per_s=self._wire_rate_bytes_per_s,
+            dirty_rate_pages_per_s=last.dirty_rate_pages_per_s if last else 0.0,
+            predicted_downtime_s=last.predicted_downtime_s if last else 0.0,
+            is_paused=is_paused,
+            because=last.because if last else "",
+        )
+
+    def _goodput(self, counts: PageCounts, sent_s: float) -> float:
+        """Guest RAM moved per second; a round too small to tell inherits the last one's."""
+        if counts.pages >= TELLING_PAGES and sent_s > 0:
+            return counts.pages * PAGE_BYTES / sent_s
+        return self._rounds[-1].goodput_bytes_per_s if self._rounds else ASSUMED_GOODPUT_BYTES_PER_S

@@ -1,0 +1,333 @@
+"""The incoming procedure: an empty machine becomes the guest, in the order of the requests that come.
+
+Law: the mirror of `source`. The guest may run here only after this host's own record was created; before that
+any failure leaves nothing here, and after it nothing is undone by time or by a lost connection.
+
+Tasks: none of its own. The agent calls `handle` for one request at a time and `abandon` when the source has
+been silent for too long or the agent ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import anyio
+import anyio.to_thread
+
+from memory.digest import MIN_KEY_BYTES, RamDigest
+from memory.errors import RamError
+from migrate.errors import (
+    GuestRefused,
+    JournalFailed,
+    MigrationError,
+    SetupRefused,
+    StorageFailed,
+    first_failure,
+)
+from migrate.messages import (
+    PROTOCOL,
+    Abort,
+    Aborted,
+    Commit,
+    CommitRefused,
+    Inspect,
+    Inspected,
+    Load,
+    Loaded,
+    Ping,
+    Pong,
+    Prepare,
+    Prepared,
+    Running,
+)
+from migrate.ownership import Ownership, RecordInvalid, next_generation
+from migrate.pagewire import PageConsumer
+from migrate.phases import DESTINATION, Event, Phase, advance
+from migrate.ports import (
+    Hypervisor,
+    Journal,
+    Observer,
+    PayloadConsumer,
+    PayloadReceiver,
+    SharedStorage,
+)
+from migrate.undo import UndoStack
+from transport.errors import PeerRefused
+from transport.seal import SECRET_BYTES
+
+__all__ = ["DestinationPorts", "IncomingMigration", "inspect"]
+
+OLDEST_PROTOCOL = PROTOCOL  # N talks to N-1; there is no N-1 yet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DestinationPorts:
+    """Everything outside that the procedure needs."""
+
+    host: str
+    hypervisor: Hypervisor
+    storage: SharedStorage
+    journal: Journal
+    observer: Observer
+    # (request, consumer) -> the receiving side of the data plane
+    open_receiver: Callable[[Prepare, PayloadConsumer], Awaitable[PayloadReceiver]]
+
+
+def check_protocol(protocol: int) -> None:
+    """Refuse a version that this one does not speak."""
+    if not OLDEST_PROTOCOL <= protocol <= PROTOCOL:
+        raise PeerRefused(
+            "version",
+            f"this agent speaks migration protocol {OLDEST_PROTOCOL} to {PROTOCOL}, the other asked for {protocol}: "
+            "upgrade the older of the two",
+        )
+
+
+async def inspect(
+    request: Inspect, hypervisor: Hypervisor, storage: SharedStorage, *, reserved_bytes: int = 0
+) -> Inspected:
+    """Answer the preflight's questions; changes nothing."""
+    check_protocol(request.protocol)
+    return Inspected(
+        host=await hypervisor.host_facts(),
+        readings=await storage.read_probes(request.probes),
+        ownership_error=await storage.check_ownership_dir(request.ownership_dir),
+        reserved_bytes=reserved_bytes,
+    )
+
+
+class IncomingMigration:
+    """One migration as the destination sees it."""
+
+    def __init__(self, migration_id: str, ports: DestinationPorts) -> None:
+        self.migration_id = migration_id
+        self.phase = Phase.SETUP
+        self.guest_id = ""
+        self.guest_name = ""
+        self.source_host = ""
+        self._ports = ports
+        self._undo = UndoStack()
+        self._receiver: PayloadReceiver | None = None
+        self._lock = anyio.Lock()
+
+    @property
+    def received_bytes(self) -> int:
+        """Bytes that came over the data connections."""
+        return self._receiver.received_bytes if self._receiver else 0
+
+    async def handle(self, request: object) -> object:
+        """Answer one request of the source.
+
+        Raises:
+            PeerRefused: the answer is no, with the reason in words; before COMMIT nothing is left here then.
+        """
+        async with self._lock:
+            try:
+                return await self._answer(request)
+            except PeerRefused as exc:
+                # A preparation that is refused gets no second try: it must not hold the guest's place here.
+                if isinstance(request, Prepare) and self.phase is Phase.SETUP:
+                    await self._abandon(exc.text)
+                raise
+            except (MigrationError, RamError, RecordInvalid, OSError, ExceptionGroup) as exc:
+                cause = first_failure(exc)
+                await self._abandon(str(cause))
+                raise PeerRefused("refused", str(cause)) from exc
+
+    async def abandon(self, because: str) -> None:
+        """Give up if that is still possible: nothing is left here, and COMMIT will be refused."""
+        async with self._lock:
+            await self._abandon(because)
+
+    async def _answer(self, request: object) -> object:
+        match request:
+            case Inspect():
+                ports = self._ports
+                reserved_bytes = self._reserved_bytes()
+                return await inspect(request, ports.hypervisor, ports.storage, reserved_bytes=reserved_bytes)
+            case Prepare():
+                return await self._prepare(request)
+            case Ping():
+                return self._pong()
+            case Load():
+                return await self._load(request)
+            case Commit():
+                return await self._commit()
+            case Abort():
+                await self._abandon(f"the source gave up: {request.reason[:200]}")
+                return Aborted()
+            case _:
+                raise PeerRefused("order", f"{type(request).__name__} is no request to a destination")
+
+    # ------------------------------------------------------------------ the procedure
+
+    async def _prepare(self, request: Prepare) -> Prepared:
+        """Make the empty machine and open the way for pages."""
+        ports = self._ports
+        self._expect(Phase.SETUP, request)
+        check_protocol(request.protocol)
+        if len(request.secret) != SECRET_BYTES or len(request.digest_key) != MIN_KEY_BYTES:
+            raise SetupRefused("the keys have the wrong length")
+        self.guest_id, self.guest_name = request.guest.guest_id, request.guest.name
+        self.source_host = request.source_host
+        self._directory = request.ownership_dir
+        await self._check_generation(request)
+        self._incoming = incoming = await ports.hypervisor.prepare_incoming(request.guest)
+        self._undo.push("the empty machine", incoming.destroy)
+        self._digest = RamDigest(incoming.ram.total_pages, request.digest_key)
+        consumer = PageConsumer(ram=incoming.ram, digest=self._digest)
+        self._receiver = await ports.open_receiver(request, consumer)
+        self._undo.push("the data connections", self._receiver.aclose)
+        await ports.journal.append(
+            "prepared",
+            guest_id=self.guest_id,
+            guest_name=self.guest_name,
+            source=self.source_host,
+            generation=request.generation,
+            ownership_dir=request.ownership_dir,
+        )
+        self._advance(Event.PREPARED, "an empty machine waits for pages")
+        return Prepared(data_port=self._receiver.data_port)
+
+    async def _check_generation(self, request: Prepare) -> None:
+        """The source must own the guest by the record that this end sees."""
+        problem = await self._ports.storage.check_ownership_dir(request.ownership_dir)
+        if problem is not None:
+            raise SetupRefused(f"the ownership record cannot be kept in {request.ownership_dir}: {problem}")
+        latest = await self._ports.storage.latest(request.ownership_dir, request.guest.guest_id)
+        if latest is None or latest.generation != request.generation or latest.owner != request.source_host:
+            seen = f"generation {latest.generation} of {latest.owner}" if latest else "no record"
+            raise SetupRefused(
+                f"{request.source_host} says that it owns the guest by generation {request.generation}, and the "
+                f"record seen here says {seen}: the two hosts do not see the same storage"
+            )
+        self._current = latest
+
+    async def _load(self, request: Load) -> Loaded:
+        """All pages are here and acknowledged: prove them, then load the device state."""
+        self._expect(Phase.PRECOPY, request)
+        started_s = time.perf_counter()
+        digest = b""
+
+        async def prove() -> None:
+            nonlocal digest
+            digest = await anyio.to_thread.run_sync(self._digest.total)
+            if digest != request.digest:
+                raise GuestRefused("the RAM here is not the RAM of the source: the digests differ")
+
+        async with anyio.create_task_group() as parts:
+            # All three at once, since the guest stands still: what is loaded here does not run yet.
+            parts.start_soon(prove)
+            parts.start_soon(self._incoming.load_device_state, request.device_state)
+            # From here on a restart must ask ownership: COMMIT may come and be obeyed.
+            parts.start_soon(self._announce_claim)
+        self._advance(Event.READY, "digests are equal and the device state is loaded")
+        return Loaded(digest=digest, load_s=time.perf_counter() - started_s)
+
+    async def _announce_claim(self) -> None:
+        await self._ports.journal.append("may-claim")
+
+    async def _commit(self) -> Running | CommitRefused:
+        """Take the guest over, then run it. A cancelled agent finishes this first."""
+        if self.phase is Phase.ROLLED_BACK:
+            return CommitRefused(reason="this migration was rolled back here before COMMIT came")
+        self._expect(Phase.STOP, Commit())
+        answer: Running | CommitRefused
+        with anyio.CancelScope(shield=True):
+            answer = await self._claim_and_run()
+        return answer
+
+    async def _claim_and_run(self) -> Running | CommitRefused:
+        self._advance(Event.COMMIT, "the source has let the guest go")
+        wanted = next_generation(self._current, self._ports.host, self.migration_id)
+        started_s = time.perf_counter()
+        try:
+            standing = await self._ports.storage.claim(self._directory, wanted)
+        except (StorageFailed, RecordInvalid) as exc:
+            self._advance(Event.FAULT, f"nobody knows whether the claim was recorded: {exc}")
+            raise PeerRefused("in-doubt", str(exc)) from exc
+        if standing != wanted:
+            return await self._give_way(f"generation {standing.generation} belongs to {standing.owner}")
+        return await self._run(wanted, time.perf_counter() - started_s)
+
+    async def _run(self, owned: Ownership, claim_s: float) -> Running | CommitRefused:
+        """Run what this host owns now; if it cannot run at all, give the guest back."""
+        started_s = time.perf_counter()
+        try:
+            await self._incoming.resume()
+        except GuestRefused as exc:
+            returned = Ownership(
+                guest_id=owned.guest_id,
+                generation=owned.generation + 1,
+                owner=self.source_host,
+                migration_id=self.migration_id,
+            )
+            try:
+                await self._ports.storage.claim(self._directory, returned)
+            except (StorageFailed, RecordInvalid) as failure:
+                self._advance(Event.FAULT, f"the guest did not start and could not be given back: {failure}")
+                raise PeerRefused("in-doubt", str(failure)) from failure
+            return await self._give_way(f"the guest did not start: {exc}")
+        except Exception as exc:
+            # The hypervisor gave no clear answer: the guest may run. It is ours, and nobody else may touch it.
+            self._advance(Event.FAULT, f"nobody knows whether the guest started: {exc}")
+            raise PeerRefused("in-doubt", str(exc)) from exc
+        resume_s = time.perf_counter() - started_s
+        self._advance(Event.RUNNING, f"generation {owned.generation} is ours")
+        return Running(claim_s=claim_s, resume_s=resume_s)
+
+    async def finish(self) -> None:
+        """After the answer to COMMIT has left: close the data connections and the journal."""
+        if self.phase is not Phase.COMPLETE or self._receiver is None:
+            return
+        receiver, self._receiver = self._receiver, None
+        with anyio.CancelScope(shield=True):
+            await receiver.aclose()
+            await self._incoming.release()
+            # The session stays for a source that asks again; its buffers and tables go now.
+            self._undo.forget()
+            del self._incoming, self._digest
+            await self._ports.journal.append("complete")
+            await self._ports.storage.tidy(self._directory, self.guest_id)
+
+    async def _give_way(self, because: str) -> CommitRefused:
+        self._advance(Event.SOURCE_OWNS, because)
+        await self._undo.run()
+        await self._end_journal()
+        return CommitRefused(reason=because)
+
+    async def _abandon(self, because: str) -> None:
+        if (self.phase, Event.FAULT) not in DESTINATION or self.phase is Phase.SWITCHOVER:
+            return
+        leftovers = await self._undo.run()
+        self._advance(Event.FAULT, because + (f"; left behind: {', '.join(leftovers)}" if leftovers else ""))
+        with anyio.CancelScope(shield=True):
+            await self._end_journal()
+
+    async def _end_journal(self) -> None:
+        # Nothing is left here. A journal that cannot say so, because its disk is full, only makes a restart look
+        # once more; raising here would hide from the source why it was refused.
+        with contextlib.suppress(JournalFailed):
+            await self._ports.journal.append("rolled-back")
+
+    # ------------------------------------------------------------------ small answers
+
+    def _pong(self) -> Pong:
+        failure = self._receiver.failure if self._receiver else None
+        if self.phase is Phase.ROLLED_BACK:
+            return Pong(received_bytes=0, failure="the migration was rolled back there")
+        return Pong(received_bytes=self.received_bytes, failure=str(failure) if failure else None)
+
+    def _reserved_bytes(self) -> int:
+        return 0 if self._receiver is None else self._receiver.received_bytes
+
+    def _expect(self, phase: Phase, request: object) -> None:
+        if self.phase is not phase:
+            raise PeerRefused("order", f"{type(request).__name__} came in phase {self.phase}, not in {phase}")
+
+    def _advance(self, event: Event, because: str) -> None:
+        old, self.phase = self.phase, advance(DESTINATION, self.phase, event)
+        self._ports.observer.phase_changed(old, self.phase, because)

@@ -1,0 +1,173 @@
+"""What the source asks and the destination answers during a migration. The source always asks.
+
+Law: frozen values that `transport.schema` carries; no behaviour. Everything in a request is hostile to the
+destination, everything in a reply is hostile to the source. A change here is a change of the wire format: it
+bumps PROTOCOL, and N goes on talking to N-1.
+
+    source                          destination
+    Inspect      ->
+                 <-  Inspected      facts and what was read at the probes (a dry run ends here)
+    Prepare      ->
+                 <-  Prepared       an empty machine waits; data connections may come
+    ... rounds of pages on the data connections, Ping/Pong meanwhile ...
+    Load         ->
+                 <-  Loaded         digest equal, device state loaded: it could run
+    Commit       ->                 from here on ownership decides
+                 <-  Running        claimed and running
+                  or CommitRefused  never claimed, or given back: the source goes on
+
+    Abort        ->  at any time before Commit
+                 <-  Aborted        nothing is left at the destination
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from migrate.facts import GuestFacts, HostFacts
+from migrate.preflight import Probe, Reading
+
+__all__ = [
+    "MESSAGES",
+    "PROTOCOL",
+    "Abort",
+    "Aborted",
+    "Commit",
+    "CommitRefused",
+    "Inspect",
+    "Inspected",
+    "Load",
+    "Loaded",
+    "Ping",
+    "Pong",
+    "Prepare",
+    "Prepared",
+    "Running",
+]
+
+PROTOCOL: Final = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspect:
+    """Ask for the facts that the preflight judges. Changes nothing at the destination."""
+
+    protocol: int
+    guest: GuestFacts
+    probes: tuple[Probe, ...]
+    ownership_dir: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspected:
+    """`reserved_bytes` of this guest's RAM are already there (not zero after Prepare)."""
+
+    host: HostFacts
+    readings: tuple[Reading, ...]
+    ownership_error: str | None
+    reserved_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepare:
+    """Ask for an empty machine. `secret` (32 bytes) keys the data connections, `digest_key` the RAM digest."""
+
+    protocol: int
+    guest: GuestFacts
+    source_host: str
+    generation: int
+    ownership_dir: str
+    secret: bytes
+    digest_key: bytes
+    connections: int
+    window_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """`data_port` takes the data connections, at the address that the control connection went to."""
+
+    data_port: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ping:
+    """Ask whether the destination still wants this migration."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pong:
+    """`failure` is why the destination cannot go on, in its own words."""
+
+    received_bytes: int
+    failure: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """The stopped guest's device state, and the digest of all its RAM."""
+
+    device_state: bytes
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """`digest` is the destination's own, taken from its RAM."""
+
+    digest: bytes
+    load_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """The destination may claim the next generation and run the guest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """The destination owns the guest and runs it."""
+
+    claim_s: float
+    resume_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitRefused:
+    """The destination does not own the guest and never will through this migration: the source goes on.
+
+    Only the procedure itself says this. A destination that merely does not know the migration (any more) has
+    not said it: it may have run the guest before it forgot.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abort:
+    """The source keeps the guest. `reason` is for the destination's log."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aborted:
+    """Nothing of the guest is left at the destination."""
+
+
+MESSAGES: Final = (
+    Inspect,
+    Inspected,
+    Prepare,
+    Prepared,
+    Ping,
+    Pong,
+    Load,
+    Loaded,
+    Commit,
+    CommitRefused,
+    Running,
+    Abort,
+    Aborted,
+)

@@ -1,0 +1,155 @@
+"""The planner: after each round, what to do next and why.
+
+Law: pure; a decision depends on its arguments alone. Every decision carries its reason in words that the
+person who watches the move can act on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from memory.layout import PAGE_BYTES
+from migrate.stats import RoundStats
+
+__all__ = ["Decision", "Next", "OnTimeout", "Policy", "decide", "predicted_downtime_s"]
+
+# Another round is worth its time while it leaves less than so much of what is left to copy at the stop. Within
+# the limit that time is bounded: rounds that shrink by a fifth cost at most five downtimes together.
+WORTHWHILE_SHRINK: Final = 0.8
+# Below this the last pages cost less than the noise of the fixed parts (pause, load, resume: 1-5 ms).
+NEGLIGIBLE_LAST_PAGES_S: Final = 0.001
+# Rounds without a new minimum of dirty pages before the planner calls it: the write rate of a real guest
+# swings, and a single worse round says nothing.
+STALLED_ROUNDS: Final = 12
+
+
+class OnTimeout(StrEnum):
+    """What happens when the limits of a move cannot be met."""
+
+    ABORT = "abort"
+    SUSPEND = "suspend"
+
+
+class Next(StrEnum):
+    """What the procedure does next."""
+
+    AGAIN = "again"
+    SWITCH_OVER = "switch-over"
+    SUSPEND = "suspend"
+    ABORT = "abort"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """The limits that the caller gave. `timeout_s` 0 means none; it counts from the first page."""
+
+    downtime_limit_s: float = 0.3
+    timeout_s: float = 0.0
+    on_timeout: OnTimeout = OnTimeout.ABORT
+    bandwidth_bytes_per_s: float | None = None
+    is_offline: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What to do next, and why."""
+
+    next: Next
+    because: str
+    predicted_downtime_s: float
+
+
+def predicted_downtime_s(round_stats: RoundStats, fixed_s: float) -> float:
+    """Give the downtime to expect if the guest were stopped now.
+
+    Args:
+        round_stats: the round that has just ended.
+        fixed_s: pause, device state, load and resume together, as measured or assumed.
+    """
+    return fixed_s + _copy_s(round_stats)
+
+
+def _copy_s(round_stats: RoundStats) -> float:
+    if round_stats.dirty_pages == 0:
+        return 0.0
+    if round_stats.goodput_bytes_per_s <= 0:
+        return float("inf")
+    return round_stats.dirty_pages * PAGE_BYTES / round_stats.goodput_bytes_per_s
+
+
+def decide(rounds: Sequence[RoundStats], policy: Policy, fixed_s: float) -> Decision:
+    """Judge the rounds so far.
+
+    Args:
+        rounds: all rounds, oldest first; at least one.
+        policy: the caller's limits.
+        fixed_s: see predicted_downtime_s.
+    """
+    last = rounds[-1]
+    copy_s = _copy_s(last)
+    predicted_s = fixed_s + copy_s
+    next_dirty_pages = last.dirty_rate_pages_per_s * copy_s
+    fits = predicted_s <= policy.downtime_limit_s
+    limit_ms = policy.downtime_limit_s * 1e3
+
+    if fits and copy_s <= NEGLIGIBLE_LAST_PAGES_S:
+        return Decision(
+            next=Next.SWITCH_OVER,
+            because=f"{last.dirty_pages} dirty pages are copied in {copy_s * 1e3:.1f} ms: nothing left to gain",
+            predicted_downtime_s=predicted_s,
+        )
+    if len(rounds) > 1 and _rounds_since_minimum(rounds) >= STALLED_ROUNDS:
+        return _give_up_shrinking(rounds, policy, predicted_s, fits)
+    if next_dirty_pages < last.dirty_pages * WORTHWHILE_SHRINK:
+        return Decision(
+            next=Next.AGAIN,
+            because=f"a round of {copy_s * 1e3:.0f} ms would leave about {next_dirty_pages:.0f} of "
+            f"{last.dirty_pages} dirty pages",
+            predicted_downtime_s=predicted_s,
+        )
+    if fits:
+        return Decision(
+            next=Next.SWITCH_OVER,
+            because=f"predicted downtime {predicted_s * 1e3:.0f} ms is within {limit_ms:.0f} ms, and another "
+            "round would not make it much shorter",
+            predicted_downtime_s=predicted_s,
+        )
+    return Decision(
+        next=Next.AGAIN,
+        because=f"predicted downtime {predicted_s * 1e3:.0f} ms is over {limit_ms:.0f} ms: waiting for a "
+        "quieter moment of the guest",
+        predicted_downtime_s=predicted_s,
+    )
+
+
+def _rounds_since_minimum(rounds: Sequence[RoundStats]) -> int:
+    """Rounds after the last one that set a new minimum of dirty pages."""
+    best = min(range(len(rounds)), key=lambda i: (rounds[i].dirty_pages, i))
+    return len(rounds) - 1 - best
+
+
+def _give_up_shrinking(
+    rounds: Sequence[RoundStats], policy: Policy, predicted_s: float, fits: bool
+) -> Decision:
+    last = rounds[-1]
+    if fits:
+        return Decision(
+            next=Next.SWITCH_OVER,
+            because=f"{STALLED_ROUNDS} rounds brought no new minimum, and {predicted_s * 1e3:.0f} ms is within "
+            "the limit",
+            predicted_downtime_s=predicted_s,
+        )
+    rate = last.dirty_rate_pages_per_s * PAGE_BYTES / 1e6
+    why = (
+        f"the guest writes {rate:.0f} MB/s and the link moves {last.goodput_bytes_per_s / 1e6:.0f} MB/s of its "
+        f"RAM: {STALLED_ROUNDS} rounds brought no new minimum, and the downtime would be "
+        f"{predicted_s * 1e3:.0f} ms instead of {policy.downtime_limit_s * 1e3:.0f} ms"
+    )
+    return Decision(
+        next=Next.SUSPEND if policy.on_timeout is OnTimeout.SUSPEND else Next.ABORT,
+        because=why,
+        predicted_downtime_s=predicted_s,
+    )

@@ -1,0 +1,497 @@
+"""The outgoing procedure: one guest from this host to another, from top to bottom.
+
+Law: every step ends in `_advance`, which is the one place where the phase changes. Until SWITCHOVER everything
+that was done is on the undo stack; from SWITCHOVER on nothing is undone and ownership decides.
+
+Tasks: while pages are copied a watcher of the destination, one of the deadline and one that reports progress
+run beside it, in the task group of `_precopy` or `_suspend`, and end with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from typing import Final
+
+import anyio
+
+from memory.digest import MIN_KEY_BYTES
+from memory.errors import RamError
+from migrate.compression import CompressionChooser
+from migrate.controls import Controls
+from migrate.copying import Copier
+from migrate.doubt import settle
+from migrate.errors import (
+    InDoubt,
+    JournalFailed,
+    MigrationCancelled,
+    MigrationError,
+    MigrationFailed,
+    NotConverging,
+    PreflightRefused,
+    SetupRefused,
+    first_failure,
+)
+from migrate.inspection import Asker, run_preflight
+from migrate.messages import (
+    PROTOCOL,
+    Abort,
+    Aborted,
+    Commit,
+    CommitRefused,
+    Load,
+    Loaded,
+    Ping,
+    Pong,
+    Prepare,
+    Prepared,
+    Running,
+)
+from migrate.ownership import Ownership, RecordInvalid, Verdict, next_generation
+from migrate.phases import SOURCE, Event, Phase, advance
+from migrate.plan import Decision, Next, OnTimeout, decide
+from migrate.ports import (
+    RunningGuest,
+)
+from migrate.source_ports import SourcePorts, SourceSettings
+from migrate.stats import DowntimeParts, PageCounts, Report
+from migrate.undo import UndoStack
+from transport.errors import PeerRefused, TransportError
+from transport.seal import SECRET_BYTES
+
+__all__ = ["OutgoingMigration"]
+
+# Pause, device state, load and resume together, before they are measured: 3-8 ms with an embedded guest.
+ASSUMED_FIXED_S: Final = 0.008
+PROGRESS_EVERY_S: Final = 0.05
+PING_EVERY_S: Final = 1.0
+# How long a guest may stand still before COMMIT, if nobody asked for that: two seconds for hosts that are busy, or
+# ten downtime limits for people who gave a long one.
+STOP_BUDGET_S: Final = 2.0
+STOP_BUDGET_LIMITS: Final = 10
+
+
+class _EndedWithRemark(Exception):
+    """An end was reached, with something to say about it; nothing more is to be rolled back."""
+
+
+class OutgoingMigration:
+    """One run of the procedure. `controls` may be used by others while `run` runs."""
+
+    def __init__(
+        self, guest_id: str, ports: SourcePorts, settings: SourceSettings, controls: Controls
+    ) -> None:
+        self._guest_id = guest_id
+        self._ports = ports
+        self._settings = settings
+        self._controls = controls
+        self._asker = Asker(ports.caller, settings.call_timeout_s)
+        self._undo = UndoStack()
+        self._phase = Phase.SETUP
+        self._guest: RunningGuest | None = None
+        self._copier: Copier | None = None
+        self._downtime: DowntimeParts | None = None
+        self._source_digest: bytes | None = None
+        self._destination_digest: bytes | None = None
+        self._tracking = ""
+        self._is_suspended = False
+        self._stands_by_wish = False
+        self._ended_s: float | None = None
+        self._audit_s: float | None = None
+
+    async def run(self) -> Report:
+        """Move the guest; always give a report that says how it ended and what runs where.
+
+        Cancelling the task rolls back before COMMIT may have left and is held off afterwards.
+        """
+        started_s = self._ports.clock()
+        error: str | None = None
+        try:
+            with anyio.CancelScope() as scope:
+                self._controls.attach(scope)
+                guest, copier = await self._bring_to_switchover()
+            if scope.cancelled_caught:
+                raise self._controls.failure or MigrationCancelled("cancelled")
+        except anyio.get_cancelled_exc_class():
+            await self._roll_back(MigrationCancelled("the agent ended the migration"))
+            raise
+        except (
+            MigrationError,
+            TransportError,
+            RamError,
+            RecordInvalid,
+            OSError,
+            BaseExceptionGroup,
+        ) as exc:
+            error = await self._roll_back(first_failure(exc))
+        else:
+            # Outside of the try: nothing that goes wrong from here on may reach the undo stack.
+            with anyio.CancelScope(shield=True):
+                try:
+                    await self._switch_over(guest, copier)
+                except (InDoubt, _EndedWithRemark) as exc:
+                    error = str(exc)
+        self._controls.detach()
+        ended_s = self._ended_s or self._ports.clock()
+        return self._report(error, ended_s - started_s)
+
+    async def _bring_to_switchover(self) -> tuple[RunningGuest, Copier]:
+        """Everything that can be undone."""
+        guest = await self._setup()
+        copier = await self._preflight(guest)
+        if self._controls.policy.is_offline:
+            await self._suspend(guest, copier)
+        else:
+            await self._precopy(guest, copier)
+        await self._stop(guest, copier)
+        return guest, copier
+
+    # ------------------------------------------------------------------ the procedure
+
+    async def _setup(self) -> RunningGuest:
+        """Take hold of the guest and of its ownership record."""
+        ports, settings = self._ports, self._settings
+        self._guest = guest = await ports.hypervisor.open_guest(self._guest_id)
+        self._undo.push("the hold on the guest", guest.release)
+        facts = guest.facts
+        self._directory = ports.storage.ownership_dir(facts)
+        latest = await ports.storage.latest(self._directory, facts.guest_id)
+        if latest is None:
+            first = Ownership(
+                guest_id=facts.guest_id,
+                generation=1,
+                owner=settings.host,
+                migration_id=settings.migration_id,
+            )
+            latest = await ports.storage.claim(self._directory, first)
+        if latest.owner != settings.host:
+            raise SetupRefused(
+                f"{facts.name} belongs to {latest.owner} by generation {latest.generation} of its ownership "
+                f"record in {self._directory}, and runs here: end one of the two copies"
+            )
+        self._current = latest
+        await ports.journal.append(
+            "started",
+            guest_id=facts.guest_id,
+            guest_name=facts.name,
+            destination=settings.destination,
+            generation=latest.generation,
+            ownership_dir=self._directory,
+        )
+        self._advance(Event.PREPARED, "the guest and its ownership record are in hand")
+        return guest
+
+    async def _preflight(self, guest: RunningGuest) -> Copier:
+        """Prove that the destination can run the guest, then have an empty machine made there."""
+        ports, settings = self._ports, self._settings
+        await self._examine(guest)
+        secret, digest_key = secrets.token_bytes(SECRET_BYTES), secrets.token_bytes(MIN_KEY_BYTES)
+        self._undo.push(f"the empty machine on {settings.destination}", self._abort_destination)
+        prepared = await self._asker.ask(
+            Prepare(
+                protocol=PROTOCOL,
+                guest=guest.facts,
+                source_host=settings.host,
+                generation=self._current.generation,
+                ownership_dir=self._directory,
+                secret=secret,
+                digest_key=digest_key,
+                connections=settings.connections,
+                window_bytes=settings.window_bytes,
+            ),
+            Prepared,
+        )
+        sender = await ports.open_sender(prepared, secret)
+        self._undo.push("the data connections", sender.aclose)
+        self._controls.attach_sender(sender)
+        chooser = CompressionChooser(settings.compression)
+        self._copier = Copier(guest, sender, chooser, digest_key, ports.clock)
+        return self._copier
+
+    async def _precopy(self, guest: RunningGuest, copier: Copier) -> None:
+        """Copy RAM in rounds while the guest runs, until the planner says that stopping it is cheap."""
+        self._undo.push("the dirty log", copier.stop_tracking)
+        await copier.start()
+        self._tracking = guest.tracker.method
+        self._advance(Event.PASSED, f"nothing speaks against it; writes are seen by {self._tracking}")
+        async with anyio.create_task_group() as watchers:
+            watchers.start_soon(self._watch_destination)
+            watchers.start_soon(self._watch_deadline, guest, copier)
+            watchers.start_soon(self._report_progress, copier)
+            decision = await self._rounds_until_decided(copier)
+            if decision.next is Next.ABORT:
+                raise NotConverging(decision.because)
+            await self._examine(guest)
+            if not self._is_suspended:
+                # The second preflight took some milliseconds of the guest's writes: one more short round.
+                await copier.round()
+            watchers.cancel_scope.cancel()
+        suspends = decision.next is Next.SUSPEND or self._is_suspended
+        self._stands_by_wish = suspends
+        await self._pause(guest)
+        self._advance(Event.SUSPENDED if suspends else Event.CONVERGED, decision.because)
+
+    async def _suspend(self, guest: RunningGuest, copier: Copier) -> None:
+        """Offline: stop the guest first, then copy all of it."""
+        self._tracking = "none: the guest is suspended while it is copied"
+        self._stands_by_wish = True
+        await self._pause(guest)
+        self._advance(Event.SUSPENDED, "offline migration: the guest is suspended, copied and resumed")
+        await copier.mark_populated()
+        async with anyio.create_task_group() as watchers:
+            watchers.start_soon(self._watch_destination)
+            watchers.start_soon(self._report_progress, copier)
+            await copier.send_dirty()
+            watchers.cancel_scope.cancel()
+
+    async def _stop(self, guest: RunningGuest, copier: Copier) -> None:
+        """The guest stands still: send what is left of it, and have it proved and loaded.
+
+        A link that breaks just now is not waited for as in the pre-copy: the guest runs on here instead. Who
+        asked for a suspended guest has asked for the wait.
+        """
+        policy = self._controls.policy
+        budget_s = max(STOP_BUDGET_S, STOP_BUDGET_LIMITS * policy.downtime_limit_s)
+        try:
+            with anyio.fail_after(None if self._stands_by_wish else budget_s):
+                await self._copy_last(guest, copier)
+        except TimeoutError as exc:
+            raise MigrationFailed(
+                f"the guest stood still for {budget_s:g} s and the link did not carry its last pages: it runs on here"
+            ) from exc
+
+    async def _copy_last(self, guest: RunningGuest, copier: Copier) -> None:
+        pages_s = self._ports.clock()
+        state = b""
+
+        async def send_last_pages() -> None:
+            nonlocal pages_s
+            await copier.harvest()
+            await copier.send_dirty()
+            pages_s = self._ports.clock()
+
+        async def save_device_state() -> None:
+            nonlocal state
+            state = await guest.save_device_state()
+
+        async def announce_commit() -> None:
+            # Written before COMMIT can leave, and beside the last pages so that the disk costs no downtime.
+            # A restart that finds it asks ownership, which is right whether COMMIT left or not.
+            await self._ports.journal.append("commit-may-leave")
+
+        async with anyio.create_task_group() as parts:
+            parts.start_soon(send_last_pages)
+            parts.start_soon(save_device_state)
+            parts.start_soon(announce_commit)
+        saved_s = self._ports.clock()
+        digest = copier.digest()
+        loaded = await self._asker.ask(Load(device_state=state, digest=digest), Loaded)
+        if loaded.digest != digest:
+            raise MigrationFailed("the destination's RAM is not what was sent: the digests differ")
+        if self._controls.failure is not None:
+            raise self._controls.failure
+        self._destination_digest = loaded.digest
+        self._loaded_s = self._ports.clock()
+        self._parts_s = (
+            self._stopped_s - self._pause_asked_s,
+            pages_s - self._stopped_s,
+            saved_s - pages_s,
+            self._loaded_s - saved_s,
+        )
+        self._advance(Event.READY, "digests are equal and the device state is loaded")
+
+    async def _switch_over(self, guest: RunningGuest, copier: Copier) -> None:
+        """Let the destination run it. From here on a missing answer is a doubt, never a reason to go back."""
+        destination = self._settings.destination
+        reply: Running | CommitRefused
+        try:
+            reply = await self._asker.ask(
+                Commit(), Running, CommitRefused, timeout_s=self._settings.commit_timeout_s
+            )
+        except (TransportError, OSError) as exc:
+            self._advance(Event.FAULT, f"no certain answer to COMMIT: {exc}")
+            await self._resolve_doubt(guest, copier)
+            return
+        if isinstance(reply, CommitRefused):
+            self._advance(Event.PEER_REFUSED, reply.reason)
+            await self._keep(f"{destination} could not run the guest: {reply.reason}")
+            return
+        pause_s, last_pages_s, device_state_s, load_s = self._parts_s
+        self._downtime = DowntimeParts(
+            pause_s=pause_s,
+            last_pages_s=last_pages_s,
+            device_state_s=device_state_s,
+            load_s=load_s,
+            resume_s=self._ports.clock() - self._loaded_s,
+        )
+        self._advance(Event.PEER_RUNNING, f"{destination} owns the guest and runs it")
+        await self._let_go(guest, copier)
+
+    async def _resolve_doubt(self, guest: RunningGuest, copier: Copier) -> None:
+        """Ask ownership, by taking the guest for this host unless the destination has it."""
+        claim = next_generation(self._current, self._settings.host, self._settings.migration_id)
+        try:
+            verdict = await settle(self._ports.storage, self._directory, claim)
+        except InDoubt:
+            # The guest stays as it is, stopped: only the hands are taken off it.
+            await copier.sender.aclose()
+            await guest.release()
+            raise
+        destination = self._settings.destination
+        if verdict is Verdict.SOURCE:
+            self._advance(Event.SOURCE_OWNS, f"generation {claim.generation} was taken for {claim.owner}")
+            await self._keep(
+                f"{destination} gave no certain answer to COMMIT, and ownership went to the source"
+            )
+        else:
+            self._advance(Event.DESTINATION_OWNS, f"the ownership record names {destination}")
+            await self._let_go(guest, copier)
+
+    # ------------------------------------------------------------------ steps
+
+    async def _rounds_until_decided(self, copier: Copier) -> Decision:
+        while True:
+            await self._controls.wait_while_paused()
+            stats = await copier.round()
+            policy = self._controls.policy
+            decision = decide([*copier.rounds, stats], policy, ASSUMED_FIXED_S)
+            self._ports.observer.round_ended(copier.judged(stats, decision))
+            self._show_progress(copier)
+            if self._is_suspended:
+                because = f"the time limit of {policy.timeout_s:g} s has passed, and the guest was suspended"
+                return Decision(
+                    next=Next.SUSPEND,
+                    because=because,
+                    predicted_downtime_s=decision.predicted_downtime_s,
+                )
+            if decision.next is not Next.AGAIN and not self._controls.is_paused:
+                return decision
+
+    async def _pause(self, guest: RunningGuest) -> None:
+        if self._is_suspended:
+            return
+        self._pause_asked_s = self._ports.clock()
+        self._undo.push("the paused guest", guest.resume)
+        await guest.pause()
+        self._stopped_s = self._ports.clock()
+        self._is_suspended = True
+
+    async def _examine(self, guest: RunningGuest) -> None:
+        report = await run_preflight(guest, self._asker, self._ports.storage)
+        if not report.is_passed:
+            raise PreflightRefused(report.problems)
+
+    async def _watch_destination(self) -> None:
+        while True:
+            pong = await self._asker.ask(Ping(), Pong)
+            if pong.failure is not None:
+                raise MigrationFailed(f"{self._settings.destination} cannot go on: {pong.failure}")
+            await anyio.sleep(PING_EVERY_S)
+
+    async def _watch_deadline(self, guest: RunningGuest, copier: Copier) -> None:
+        policy = self._controls.policy
+        if policy.timeout_s <= 0:
+            return
+        await anyio.sleep(policy.timeout_s)
+        if policy.on_timeout is OnTimeout.SUSPEND:
+            await self._pause(guest)
+        else:
+            last = copier.rounds[-1].because if copier.rounds else "the first round is not over"
+            raise NotConverging(f"the time limit of {policy.timeout_s:g} s has passed: {last}")
+
+    async def _report_progress(self, copier: Copier) -> None:
+        while True:
+            await anyio.sleep(PROGRESS_EVERY_S)
+            self._show_progress(copier)
+
+    def _show_progress(self, copier: Copier) -> None:
+        self._ports.observer.progressed(copier.progress(self._phase, is_paused=self._controls.is_paused))
+
+    # ------------------------------------------------------------------ ends
+
+    async def _let_go(self, guest: RunningGuest, copier: Copier) -> None:
+        """The guest runs elsewhere: read this copy once more as proof, then end it."""
+        self._ended_s = self._ports.clock()
+        self._undo.forget()
+        self._show_progress(copier)
+        remark = ""
+        if self._settings.audit:
+            try:
+                self._source_digest = await copier.audit()
+                self._audit_s = self._ports.clock() - self._ended_s
+            except (RamError, OSError) as exc:
+                remark = f"its old copy could not be read again: {exc}"
+        ends = UndoStack()
+        ends.push("the hold on the guest", guest.release)
+        ends.push("the stopped copy of the guest", guest.destroy)
+        ends.push("the dirty log", copier.stop_tracking)
+        ends.push("the data connections", copier.sender.aclose)
+        left_behind = await ends.run()
+        remark = await self._end_journal("complete") or remark
+        if left_behind:
+            remark = f"at the source remain: {', '.join(left_behind)}"
+        if remark:
+            raise _EndedWithRemark(f"the guest runs on {self._settings.destination}, but {remark}")
+
+    async def _keep(self, why: str) -> None:
+        """The guest is ours by ownership: let it run on, take everything else back."""
+        left_behind = await self._undo.run()
+        await self._end_journal("rolled-back")
+        raise _EndedWithRemark(_with_leftovers(why, left_behind))
+
+    async def _roll_back(self, cause: BaseException) -> str:
+        """Before COMMIT: take everything back, newest first. Gives the sentence for the report."""
+        left_behind = await self._undo.run()
+        event = Event.CANCEL if isinstance(cause, MigrationCancelled) else Event.FAULT
+        self._advance(event, str(cause))
+        with anyio.CancelScope(shield=True):
+            await self._end_journal("rolled-back")
+        return _with_leftovers(str(cause) or type(cause).__name__, left_behind)
+
+    async def _end_journal(self, step: str) -> str:
+        # The guest is where it belongs; a journal that cannot say so only makes a restart ask ownership again.
+        try:
+            await self._ports.journal.append(step)
+        except JournalFailed as exc:
+            return f"the journal could not be ended: {exc}"
+        return ""
+
+    async def _abort_destination(self) -> None:
+        # A refusal means that it does not know the migration (any more): nothing is left there.
+        with contextlib.suppress(PeerRefused):
+            await self._asker.ask(Abort(reason="rolled back"), Aborted)
+
+    def _advance(self, event: Event, because: str) -> None:
+        old, self._phase = self._phase, advance(SOURCE, self._phase, event)
+        self._controls.phase = self._phase
+        self._ports.observer.phase_changed(old, self._phase, because)
+
+    def _report(self, error: str | None, total_s: float) -> Report:
+        settings, copier = self._settings, self._copier
+        facts = self._guest.facts if self._guest else None
+        runs_on = {Phase.COMPLETE: settings.destination, Phase.ROLLED_BACK: settings.host}.get(self._phase)
+        return Report(
+            phase=self._phase,
+            guest_id=self._guest_id,
+            guest_name=facts.name if facts else self._guest_id,
+            source=settings.host,
+            destination=settings.destination,
+            runs_on=runs_on,
+            error=error,
+            total_s=total_s,
+            downtime=self._downtime,
+            rounds=tuple(copier.rounds) if copier else (),
+            counts=copier.counts if copier else PageCounts(),
+            ram_bytes=facts.ram_bytes if facts else 0,
+            wire_bytes=copier.sender.wire_bytes if copier else 0,
+            resent_bytes=copier.sender.resent_bytes if copier else 0,
+            link_breaks=copier.sender.link_breaks if copier else 0,
+            tracking=self._tracking,
+            audit_s=self._audit_s,
+            source_digest=self._source_digest,
+            destination_digest=self._destination_digest,
+        )
+
+
+def _with_leftovers(sentence: str, left_behind: tuple[str, ...]) -> str:
+    return f"{sentence}; left behind: {', '.join(left_behind)}" if left_behind else sentence

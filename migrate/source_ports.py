@@ -1,0 +1,51 @@
+"""What the outgoing procedure is given: its settings, and everything outside that it needs.
+
+Law: values and Protocols only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from migrate.compression import Compression
+from migrate.messages import Prepared
+from migrate.ports import Caller, Hypervisor, Journal, Observer, PayloadSender, SharedStorage
+from transport.limits import WINDOW_BYTES
+
+__all__ = ["SourcePorts", "SourceSettings"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceSettings:
+    """What the agent's configuration and the caller's wishes come down to.
+
+    `call_timeout_s` bounds one request and its answer, `commit_timeout_s` the one that decides; the guest
+    stands still during the latter.
+    """
+
+    migration_id: str
+    host: str
+    destination: str
+    connections: int = 2
+    window_bytes: int = WINDOW_BYTES
+    compression: Compression = Compression.AUTO
+    call_timeout_s: float = 30.0
+    commit_timeout_s: float = 10.0
+    audit: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourcePorts:
+    """Everything outside that the procedure needs."""
+
+    hypervisor: Hypervisor
+    caller: Caller
+    storage: SharedStorage
+    journal: Journal
+    observer: Observer
+    # (answer of the destination, data secret) -> the sending side of the data plane
+    open_sender: Callable[[Prepared, bytes], Awaitable[PayloadSender]]
+    # Seconds, for figures; deadlines are the event loop's. (uvloop's own clock has steps of 1 ms.)
+    clock: Callable[[], float] = time.perf_counter

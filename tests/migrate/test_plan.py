@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from migrate.plan import STALLED_ROUNDS, Next, OnTimeout, Policy, decide, predicted_downtime_s
+from migrate.stats import RoundStats
+
+FIXED_S = 0.01
+
+
+def a_round(dirty_pages: int, *, rate: float = 1000.0, goodput: float = 409.6e6) -> RoundStats:
+    """100 000 pages a second of goodput: 1000 dirty pages cost 10 ms."""
+    return RoundStats(
+        number=0,
+        duration_s=1.0,
+        sent_pages=1000,
+        wire_bytes=1,
+        dirty_pages=dirty_pages,
+        dirty_rate_pages_per_s=rate,
+        goodput_bytes_per_s=goodput,
+    )
+
+
+def test_prediction_is_the_fixed_part_and_the_last_pages() -> None:
+    assert predicted_downtime_s(a_round(1000), FIXED_S) == FIXED_S + 0.01
+    assert predicted_downtime_s(a_round(0, goodput=0.0), FIXED_S) == FIXED_S
+
+
+def test_a_clean_guest_is_switched_over_at_once() -> None:
+    assert decide([a_round(0)], Policy(), FIXED_S).next is Next.SWITCH_OVER
+
+
+def test_another_round_is_made_while_it_shrinks_the_rest_even_within_the_limit() -> None:
+    decision = decide([a_round(10_000, rate=1000.0)], Policy(downtime_limit_s=1.0), FIXED_S)
+    assert decision.next is Next.AGAIN
+    assert "would leave about 100 of 10000" in decision.because
+
+
+def test_exactly_on_the_budget_is_within_it_and_a_page_more_is_not() -> None:
+    fast_writer = 90_000.0  # a round would leave 0.9 of the pages: not worth it
+    policy = Policy(downtime_limit_s=0.11)
+    assert decide([a_round(10_000, rate=fast_writer)], policy, FIXED_S).next is Next.SWITCH_OVER
+    decision = decide([a_round(10_001, rate=fast_writer)], policy, FIXED_S)
+    assert decision.next is Next.AGAIN
+    assert "over 110 ms" in decision.because
+
+
+def test_rounds_without_a_new_minimum_end_in_what_the_policy_says() -> None:
+    rounds = [a_round(50_000, rate=200_000.0)] + [a_round(60_000, rate=200_000.0)] * STALLED_ROUNDS
+    assert decide(rounds[:-1], Policy(), FIXED_S).next is Next.AGAIN
+    stalled = decide(rounds, Policy(), FIXED_S)
+    assert stalled.next is Next.ABORT
+    assert "the guest writes 819 MB/s and the link moves 410 MB/s" in stalled.because
+    assert decide(rounds, Policy(on_timeout=OnTimeout.SUSPEND), FIXED_S).next is Next.SUSPEND
+
+
+def test_stalled_rounds_within_the_limit_switch_over() -> None:
+    rounds = [a_round(1000, rate=60_000.0)] + [a_round(2000, rate=60_000.0)] * STALLED_ROUNDS
+    assert decide(rounds, Policy(downtime_limit_s=0.3), FIXED_S).next is Next.SWITCH_OVER
+
+
+def test_no_goodput_never_looks_fast() -> None:
+    decision = decide([a_round(10, goodput=0.0)], Policy(), FIXED_S)
+    assert decision.next is Next.AGAIN
+    assert decision.predicted_downtime_s == float("inf")
+
+
+@given(
+    st.lists(
+        st.builds(
+            a_round,
+            st.integers(0, 10**7),
+            rate=st.floats(0, 1e7),
+            goodput=st.floats(0, 1e11),
+        ),
+        min_size=1,
+        max_size=40,
+    ),
+    st.floats(0, 10),
+)
+@settings(deadline=None, max_examples=200)
+def test_a_switch_over_is_never_predicted_to_exceed_the_limit(
+    rounds: list[RoundStats], limit_s: float
+) -> None:
+    decision = decide(rounds, Policy(downtime_limit_s=limit_s), FIXED_S)
+    if decision.next is Next.SWITCH_OVER:
+        assert decision.predicted_downtime_s <= limit_s
+    assert decision.because

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from migrate.facts import CpuFacts, HostFacts
+from migrate.preflight import OVERHEAD_BYTES, Inspection, Reading, Severity, examine
+from tests.migrate.world import CPU, DISK, FACTS
+
+HOST = HostFacts(name="host-b", hypervisor="fake", cpus=(CPU,), free_memory_bytes=1 << 30, guest_ids=())
+GOOD = Inspection(
+    guest=FACTS,
+    host=HOST,
+    nonces={DISK.name: b"nonce"},
+    readings=(Reading(disk=DISK.name, content=b"nonce", error=None),),
+    ownership_error=None,
+)
+
+
+def refused(inspection: Inspection) -> set[str]:
+    return {f.check for f in examine(inspection).findings if f.severity is Severity.REFUSED}
+
+
+def test_a_good_pair_passes_with_a_finding_for_every_check() -> None:
+    report = examine(GOOD)
+    assert report.is_passed
+    assert {f.check for f in report.findings} == {
+        "hypervisor",
+        "cpu-features",
+        "storage",
+        "ownership",
+        "memory",
+        "identity",
+    }
+
+
+def test_each_problem_is_refused_alone() -> None:
+    changes = {
+        "hypervisor": replace(GOOD, host=replace(HOST, hypervisor="other")),
+        "cpu-model": replace(GOOD, host=replace(HOST, cpus=(CpuFacts(model="Nehalem", features=()),))),
+        "cpu-features": replace(
+            GOOD, host=replace(HOST, cpus=(CpuFacts(model="Haswell", features=("sse2",)),))
+        ),
+        "storage": replace(GOOD, readings=(Reading(disk=DISK.name, content=b"other", error=None),)),
+        "ownership": replace(GOOD, ownership_error="read-only file system"),
+        "memory": replace(GOOD, host=replace(HOST, free_memory_bytes=1 << 20)),
+        "identity": replace(GOOD, host=replace(HOST, guest_ids=(FACTS.guest_id,))),
+    }
+    for check, inspection in changes.items():
+        assert refused(inspection) == {check}
+
+
+def test_three_problems_give_three_findings_and_three_sentences() -> None:
+    report = examine(
+        replace(
+            GOOD,
+            host=replace(HOST, free_memory_bytes=0, guest_ids=(FACTS.guest_id,)),
+            readings=(),
+        )
+    )
+    assert len(report.problems) == 3
+
+
+def test_exactly_enough_memory_is_enough_and_a_byte_less_is_not() -> None:
+    needed = FACTS.ram_bytes + OVERHEAD_BYTES
+    assert refused(replace(GOOD, host=replace(HOST, free_memory_bytes=needed))) == set()
+    assert refused(replace(GOOD, host=replace(HOST, free_memory_bytes=needed - 1))) == {"memory"}
+
+
+def test_memory_that_is_already_there_is_not_asked_for_twice() -> None:
+    tight = replace(HOST, free_memory_bytes=OVERHEAD_BYTES)
+    assert refused(replace(GOOD, host=tight)) == {"memory"}
+    assert refused(replace(GOOD, host=tight, reserved_bytes=FACTS.ram_bytes)) == set()
+
+
+def test_what_was_not_proved_is_not_believed() -> None:
+    for readings, nonces in (
+        ((), GOOD.nonces),
+        (GOOD.readings, {}),
+        ((Reading(disk=DISK.name, content=None, error="no such file"),), GOOD.nonces),
+        ((Reading(disk="other", content=b"nonce", error=None),), GOOD.nonces),
+    ):
+        assert refused(replace(GOOD, readings=readings, nonces=nonces)) == {"storage"}
+
+
+def test_models_that_would_fit_are_named() -> None:
+    host = replace(HOST, cpus=(CpuFacts(model="Skylake", features=("avx", "avx2", "sse2")),))
+    (problem,) = examine(replace(GOOD, host=host)).problems
+    assert "Skylake" in problem

@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+import gc
+import weakref
+
+import anyio
+import numpy as np
+import pytest
+
+from migrate.errors import SetupRefused
+from migrate.facts import CpuFacts
+from migrate.messages import Commit, Load
+from migrate.ownership import Ownership
+from migrate.phases import Phase
+from migrate.plan import OnTimeout, Policy
+from tests.migrate.world import FACTS, World
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_live_move_ends_with_equal_ram_and_proof() -> None:
+    world = World()
+    source_guest = world.guest
+    report = await world.migrate()
+    assert report.phase is Phase.COMPLETE
+    assert report.error is None
+    assert report.runs_on == "b"
+    incoming = world.hosts["b"].by_id[FACTS.guest_id]
+    assert np.array_equal(source_guest.ram.pages, incoming.ram.pages)
+    assert report.source_digest is not None
+    assert report.source_digest == report.destination_digest
+    assert FACTS.guest_id not in world.hosts["a"].by_id
+    assert not source_guest.tracker.is_started
+    assert world.sender is not None
+    assert world.sender.is_closed
+    assert world.journals["a"].steps == ["started", "commit-may-leave", "complete"]
+
+
+async def test_the_phases_are_passed_in_order_and_each_says_why() -> None:
+    world = World()
+    await world.migrate()
+    changes = world.watchers["a"].changes
+    assert [new for _, new, _ in changes] == [
+        Phase.PREFLIGHT,
+        Phase.PRECOPY,
+        Phase.STOP,
+        Phase.SWITCHOVER,
+        Phase.COMPLETE,
+    ]
+    assert all(because for _, _, because in changes)
+
+
+async def test_the_guest_is_owned_by_the_destination_afterwards() -> None:
+    world = World()
+    await world.migrate()
+    latest = world.storage.records[max(world.storage.records)]
+    assert (latest.generation, latest.owner) == (2, "b")
+
+
+async def test_downtime_parts_add_up_and_none_is_negative() -> None:
+    world = World()
+    report = await world.migrate()
+    assert report.downtime is not None
+    parts = (
+        report.downtime.pause_s,
+        report.downtime.last_pages_s,
+        report.downtime.device_state_s,
+        report.downtime.load_s,
+        report.downtime.resume_s,
+    )
+    assert all(part >= 0 for part in parts)
+    assert sum(parts) == pytest.approx(report.downtime.total_s)
+
+
+async def test_an_offline_move_never_runs_the_guest_while_it_copies() -> None:
+    world = World()
+    source_guest = world.guest
+    report = await world.migrate(Policy(is_offline=True))
+    assert report.phase is Phase.COMPLETE
+    assert report.rounds == ()
+    assert not source_guest.tracker.is_started
+    assert report.source_digest == report.destination_digest
+
+
+async def test_all_problems_are_in_one_refusal_and_nothing_is_left() -> None:
+    world = World()
+    world.hosts["b"].free_memory_bytes = 1 << 20
+    world.hosts["b"].cpus = (CpuFacts(model="Haswell", features=("sse2",)),)
+    world.storages["b"].is_other_storage = True
+    report = await world.migrate()
+    assert report.phase is Phase.ROLLED_BACK
+    assert report.error is not None
+    for word in ("avx", "MiB free", "disk0"):
+        assert word in report.error
+    assert world.runs_at("a")
+    assert world.hosts["b"].by_id == {}
+    assert world.storage.files == {}
+
+
+async def test_a_guest_that_the_record_gives_to_another_host_is_not_moved() -> None:
+    world = World()
+    world.storage.records[5] = Ownership(
+        guest_id=FACTS.guest_id, generation=5, owner="c", migration_id="other"
+    )
+    report = await world.migrate()
+    assert report.phase is Phase.ROLLED_BACK
+    assert report.error is not None
+    assert "belongs to c" in report.error
+
+
+async def test_a_full_journal_disk_rolls_back_and_the_guest_runs_on() -> None:
+    for step in ("started", "commit-may-leave"):
+        world = World()
+        world.journals["a"].full_at = step
+        report = await world.migrate()
+        assert report.phase is Phase.ROLLED_BACK
+        assert "no space left" in (report.error or "")
+        assert world.runs_at("a")
+        assert world.hosts["b"].by_id == {}
+
+
+async def test_a_full_journal_disk_at_the_destination_rolls_back() -> None:
+    for step in ("prepared", "may-claim"):
+        world = World()
+        world.journals["b"].full_at = step
+        report = await world.migrate()
+        assert report.phase is Phase.ROLLED_BACK
+        assert "no space left" in (report.error or "")
+        assert world.runs_at("a")
+        assert world.hosts["b"].by_id == {}
+
+
+async def test_a_page_that_went_wrong_is_found_before_the_guest_may_run() -> None:
+    world = World()
+    world.spoils_ram = True
+    report = await world.migrate()
+    assert report.phase is Phase.ROLLED_BACK
+    assert "digests differ" in (report.error or "")
+    assert world.runs_at("a")
+
+
+async def test_a_destination_that_cannot_start_the_guest_gives_it_back() -> None:
+    world = World()
+    world.destination_refuses_to_resume = True
+    report = await world.migrate()
+    assert report.phase is Phase.ROLLED_BACK
+    assert "does not start" in (report.error or "")
+    assert world.runs_at("a")
+    latest = world.storage.records[max(world.storage.records)]
+    assert (latest.generation, latest.owner) == (3, "a")
+
+
+async def test_a_lost_answer_to_commit_is_settled_by_ownership() -> None:
+    world = World()
+    world.drops_replies_to = Commit
+    report = await world.migrate()
+    assert [new for _, new, _ in world.watchers["a"].changes][-2:] == [Phase.IN_DOUBT, Phase.COMPLETE]
+    assert report.runs_on == "b"
+    assert (True, True) not in world.history
+
+
+async def test_a_lost_answer_to_load_rolls_back() -> None:
+    world = World()
+    world.drops_replies_to = Load
+    report = await world.migrate()
+    assert report.phase is Phase.ROLLED_BACK
+    assert world.runs_at("a")
+    await world.incoming.abandon("silent")
+    assert not world.runs_at("b")
+
+
+async def test_a_link_that_breaks_while_the_guest_stands_still_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("migrate.source.STOP_BUDGET_S", 0.02)
+    monkeypatch.setattr("migrate.source.STOP_BUDGET_LIMITS", 0)
+    world = World(outage_s=1000)
+    world.drops_replies_to = Load
+    with anyio.fail_after(10):
+        report = await world.migrate(call_timeout_s=0.5)
+    assert report.phase is Phase.ROLLED_BACK
+    assert "stood still for 0.02 s" in (report.error or "")
+    assert world.runs_at("a")
+
+
+async def test_storage_that_fails_in_doubt_leaves_the_guest_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("migrate.doubt.CLAIM_PAUSE_S", 0.0)
+    world = World()
+    world.drops_replies_to = Commit
+    world.storage.failing_claims = {"a": ["", *["before"] * 5], "b": ["before"]}
+    report = await world.migrate()
+    assert report.phase is Phase.IN_DOUBT
+    assert report.runs_on is None
+    assert "vmferry resolve" in (report.error or "")
+    assert (world.runs_at("a"), world.runs_at("b")) == (False, False)
+
+
+@pytest.mark.parametrize("kind", ["before", "after"])
+async def test_a_claim_that_nobody_confirmed_is_never_acted_on_twice(kind: str) -> None:
+    world = World()
+    world.storage.failing_claims = {"b": [kind]}
+    report = await world.migrate()
+    assert (True, True) not in world.history
+    # Not made: the source takes it. Made, but unconfirmed: it stands, and the destination is in doubt.
+    assert report.phase is (Phase.ROLLED_BACK if kind == "before" else Phase.COMPLETE)
+    assert world.incoming.phase is Phase.IN_DOUBT
+    assert world.runs_at("a") is (kind == "before")
+
+
+async def test_an_ended_migration_keeps_none_of_its_buffers() -> None:
+    world = World()
+    await world.migrate()
+    assert world.sender is not None
+    sender, world.sender = weakref.ref(world.sender), None
+    gc.collect()  # asyncio leaves the frames of cancelled tasks in cycles
+    assert sender() is None
+
+
+async def test_cancel_in_the_precopy_rolls_back() -> None:
+    world = World()
+    world.link_bytes_per_s = 2e6
+    world.watchers["a"].at_phase[Phase.PRECOPY] = world.controls.cancel
+    report = await world.migrate()
+    assert report.phase is Phase.ROLLED_BACK
+    assert "cancelled" in (report.error or "")
+    assert world.runs_at("a")
+    assert world.hosts["b"].by_id == {}
+    assert not world.guest.tracker.is_started
+
+
+async def test_cancel_is_refused_once_commit_may_have_left() -> None:
+    world = World()
+    refused = []
+
+    def cancel() -> None:
+        with pytest.raises(SetupRefused, match="no longer be cancelled"):
+            world.controls.cancel()
+        refused.append(True)
+
+    world.watchers["a"].at_phase[Phase.SWITCHOVER] = cancel
+    report = await world.migrate()
+    assert refused
+    assert report.phase is Phase.COMPLETE
+
+
+async def test_a_cancelled_task_rolls_back_before_it_ends() -> None:
+    world = World()
+    world.watchers["a"].at_phase[Phase.PRECOPY] = world.source_task.cancel
+    assert await world.try_to_migrate() is None
+    assert world.runs_at("a")
+    assert world.hosts["b"].by_id == {}
+
+
+async def test_the_time_limit_aborts_or_suspends_as_the_policy_says() -> None:
+    for on_timeout, phase in ((OnTimeout.ABORT, Phase.ROLLED_BACK), (OnTimeout.SUSPEND, Phase.COMPLETE)):
+        world = World()
+        world.link_bytes_per_s = 20e6
+        world.guest.dirty_per_round = [500] * 1000
+        report = await world.migrate(
+            Policy(downtime_limit_s=0.0001, timeout_s=0.15, on_timeout=on_timeout), call_timeout_s=5
+        )
+        assert report.phase is phase, report.error
+        assert (True, True) not in world.history
+        if phase is Phase.ROLLED_BACK:
+            assert "time limit" in (report.error or "")
+
+
+async def test_a_destination_that_fails_meanwhile_ends_the_precopy() -> None:
+    world = World()
+    world.link_bytes_per_s = 1e5
+
+    def break_destination() -> None:
+        world.receiver.failure = OSError("no space left on device")
+
+    world.watchers["a"].at_phase[Phase.PRECOPY] = break_destination
+    with anyio.fail_after(10):
+        report = await world.migrate()
+    assert report.phase is Phase.ROLLED_BACK
+    assert "no space left" in (report.error or "")

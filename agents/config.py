@@ -1,0 +1,339 @@
+"""Settings of the agent and of the command line: read from TOML once, checked whole, then frozen.
+
+Law: every mistake of a file is reported at once, by its key; nothing is started on a file with one. This is the only
+reader of configuration, and the numbers and defaults in here are the only ones. docs/configuration.md shows every key
+with its default; the tests load that page.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+from agents import pki
+from agents.errors import ConfigInvalid
+from agents.sections import (
+    Endpoint,
+    Section,
+    cap,
+    choice,
+    duration,
+    endpoint,
+    integer,
+    listed,
+    loopback,
+    paths,
+    read_toml,
+    size,
+    text,
+)
+from migrate.compression import Compression
+from migrate.plan import OnTimeout
+from transport.limits import MAX_WINDOW_BYTES, WINDOW_BYTES
+
+__all__ = [
+    "AgentSettings",
+    "ClientSettings",
+    "Compression",
+    "EmbeddedSettings",
+    "Endpoint",
+    "EventLoop",
+    "LimitSettings",
+    "LogFormat",
+    "LogLevel",
+    "MoveDefaults",
+    "OnTimeout",
+    "Settings",
+    "TlsSettings",
+    "client_config_path",
+    "load_client_settings",
+    "load_settings",
+]
+
+CONFIG_VARIABLE: Final = "VMFERRY_CONFIG"
+
+# A host that runs more migrations at once than this finishes none of them sooner.
+MAX_MIGRATIONS: Final = 64
+# Each connection costs a thread and record buffers at both ends; no link needs more than this many to fill.
+MAX_CONNECTIONS: Final = 16
+# Two full records: with less, sealing and sending could not overlap. The largest is what a peer may ask for.
+MIN_WINDOW_BYTES: Final = 2 << 20
+DAY_S: Final = 86400.0
+
+
+class EventLoop(StrEnum):
+    """What the agent runs on."""
+
+    ASYNCIO = "asyncio"
+    TRIO = "trio"
+
+
+class LogLevel(StrEnum):
+    """The least important lines that are written."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class LogFormat(StrEnum):
+    """How lines are written: `event key=value`, or one JSON object a line."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSettings:
+    """[agent]"""
+
+    name: str
+    listen: Endpoint
+    data_listen: Endpoint
+    metrics_listen: Endpoint
+    state_dir: Path
+    log_level: LogLevel
+    log_format: LogFormat
+    event_loop: EventLoop
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsSettings:
+    """[tls]: files that exist and prove the identity."""
+
+    ca: Path
+    certificate: Path
+    key: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddedSettings:
+    """[guests.embedded]; no limit (None) is what the host has."""
+
+    dir: Path
+    memory_limit_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitSettings:
+    """[limits]; no bandwidth (None) is no cap."""
+
+    outgoing: int
+    incoming: int
+    connections: int
+    window_bytes: int
+    bandwidth_bytes_per_s: int | None
+    outage_s: float
+    dead_peer_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoveDefaults:
+    """[defaults] of a move that does not say otherwise; a timeout of 0 is none."""
+
+    downtime_limit_s: float
+    timeout_s: float
+    on_timeout: OnTimeout
+    compression: Compression
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The agent's whole configuration. `peers` are the control addresses of other hosts by their names.
+
+    `embedded` is None where the file has no [guests.embedded]: this host runs no such guests.
+    """
+
+    agent: AgentSettings
+    tls: TlsSettings
+    peers: Mapping[str, Endpoint]
+    shared_dirs: tuple[Path, ...]
+    embedded: EmbeddedSettings | None
+    limits: LimitSettings
+    defaults: MoveDefaults
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientSettings:
+    """The command line's whole configuration. `hosts` are the control addresses of agents by their names."""
+
+    tls: TlsSettings
+    hosts: Mapping[str, Endpoint]
+
+
+def load_settings(path: Path) -> Settings:
+    """Read and check an agent's configuration, with the files it names.
+
+    Raises:
+        ConfigInvalid: it has mistakes; `problems` has all of them.
+    """
+    problems: list[str] = []
+    root = Section(read_toml(path), "", problems)
+    base = path.absolute().parent
+    agent = _agent(root.section("agent"), base)
+    settings = Settings(
+        agent=agent,
+        tls=_tls(root, base, pki.Role.AGENT, agent.name or None),
+        peers=_addresses(root, "peers", own_name=agent.name),
+        shared_dirs=_shared_dirs(root.section("storage"), base),
+        embedded=_embedded(root.section("guests"), base),
+        limits=_limits(root.section("limits")),
+        defaults=_defaults(root.section("defaults")),
+    )
+    root.finish()
+    if problems:
+        raise ConfigInvalid(path, tuple(problems))
+    return settings
+
+
+def load_client_settings(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> ClientSettings:
+    """Read and check the command line's configuration: `path`, or the one that `client_config_path` finds.
+
+    Raises:
+        ConfigInvalid: it has mistakes; `problems` has all of them.
+    """
+    path = path or client_config_path(environ)
+    problems: list[str] = []
+    root = Section(read_toml(path), "", problems)
+    settings = ClientSettings(
+        tls=_tls(root, path.absolute().parent, pki.Role.OPERATOR, None),
+        hosts=_addresses(root, "hosts", own_name=None),
+    )
+    if not settings.hosts and not problems:
+        root.note("hosts", 'is missing; name each agent: [hosts.host-a] address = "host-a:7700"')
+    root.finish()
+    if problems:
+        raise ConfigInvalid(path, tuple(problems))
+    return settings
+
+
+def client_config_path(environ: Mapping[str, str] = os.environ) -> Path:
+    """Find the command line's configuration: $VMFERRY_CONFIG, else below $XDG_CONFIG_HOME or ~/.config."""
+    if chosen := environ.get(CONFIG_VARIABLE):
+        return Path(chosen)
+    base = environ.get("XDG_CONFIG_HOME") or os.path.join(environ.get("HOME", "/"), ".config")
+    return Path(base, "vmferry", "client.toml")
+
+
+def default_connections() -> int:
+    """As many connections as cores that compress. More than four, each with a window, are for the operator to ask."""
+    return min(len(os.sched_getaffinity(0)), 4)
+
+
+def _agent(section: Section, base: Path) -> AgentSettings:
+    listening = endpoint(may_be_any_port=True)
+    agent = AgentSettings(
+        name=section.required("name", text, ""),
+        listen=section.optional("listen", listening, Endpoint("0.0.0.0", 7700)),
+        data_listen=section.optional("data_listen", listening, Endpoint("0.0.0.0", 7701)),
+        metrics_listen=section.optional("metrics_listen", loopback, Endpoint("127.0.0.1", 7702)),
+        state_dir=section.optional("state_dir", paths(base), Path("/var/lib/vmferry")),
+        log_level=section.optional("log_level", choice(LogLevel), LogLevel.INFO),
+        log_format=section.optional("log_format", choice(LogFormat), LogFormat.TEXT),
+        event_loop=section.optional("event_loop", choice(EventLoop), EventLoop.ASYNCIO),
+    )
+    if agent.name and not pki.NAME.fullmatch(agent.name):
+        section.note("name", f"{agent.name!r} is not a name: 1 to 63 of a-z 0-9 . - after a letter or digit")
+    listening_on = {
+        "listen": agent.listen,
+        "data_listen": agent.data_listen,
+        "metrics_listen": agent.metrics_listen,
+    }
+    for (key, address), (other_key, other) in itertools.combinations(listening_on.items(), 2):
+        if _overlap(address, other):
+            section.note(other_key, f"{other} cannot be listened on beside {key} = {address}")
+    section.finish()
+    return agent
+
+
+def _overlap(one: Endpoint, other: Endpoint) -> bool:
+    everywhere = {"0.0.0.0", "::"}
+    same_host = one.host == other.host or one.host in everywhere or other.host in everywhere
+    return same_host and one.port == other.port != 0
+
+
+def _tls(root: Section, base: Path, role: pki.Role, name: str | None) -> TlsSettings:
+    section = root.section("tls")
+    missing = Path()
+    tls = TlsSettings(
+        ca=section.required("ca", paths(base), missing),
+        certificate=section.required("certificate", paths(base), missing),
+        key=section.required("key", paths(base), missing),
+    )
+    if missing not in (tls.ca, tls.certificate, tls.key):
+        for problem in pki.identity_problems(
+            certificate=tls.certificate, key=tls.key, ca=tls.ca, role=role, name=name
+        ):
+            root.note("tls", problem)
+    section.finish()
+    return tls
+
+
+def _addresses(root: Section, key: str, own_name: str | None) -> Mapping[str, Endpoint]:
+    addresses: dict[str, Endpoint] = {}
+    for name, section in root.sections(key).items():
+        if not pki.NAME.fullmatch(name):
+            root.note(f"{key}.{name}", "is not the name of a host: 1 to 63 of a-z 0-9 . -")
+        if name == own_name:
+            root.note(f"{key}.{name}", "is this host itself; list the others only")
+        addresses[name] = section.required("address", endpoint(may_be_any_port=False), Endpoint("", 0))
+        section.finish()
+    return MappingProxyType(addresses)
+
+
+def _shared_dirs(section: Section, base: Path) -> tuple[Path, ...]:
+    nowhere: tuple[Path, ...] = ()
+    folders = section.required("shared_dirs", listed(paths(base)), nowhere)
+    if "shared_dirs" in section and not folders:
+        section.note("shared_dirs", "names no directory; without one no guest's owner can be decided")
+    for folder in folders:
+        if not folder.is_dir():
+            section.note("shared_dirs", f"{folder} is not a directory; is it mounted?")
+    section.finish()
+    return folders
+
+
+def _embedded(guests: Section, base: Path) -> EmbeddedSettings | None:
+    is_used = "embedded" in guests
+    section = guests.section("embedded")
+    embedded = None
+    if is_used:
+        embedded = EmbeddedSettings(
+            dir=section.optional("dir", paths(base), Path("/run/vmferry/guests")),
+            memory_limit_bytes=section.optional("memory_limit", size(at_least=1 << 20), None),
+        )
+    section.finish()
+    guests.finish()
+    return embedded
+
+
+def _limits(section: Section) -> LimitSettings:
+    limits = LimitSettings(
+        outgoing=section.optional("outgoing", integer(1, MAX_MIGRATIONS), 4),
+        incoming=section.optional("incoming", integer(1, MAX_MIGRATIONS), 4),
+        connections=section.optional("connections", integer(1, MAX_CONNECTIONS), default_connections()),
+        window_bytes=section.optional("window", size(MIN_WINDOW_BYTES, MAX_WINDOW_BYTES), WINDOW_BYTES),
+        bandwidth_bytes_per_s=section.optional("bandwidth", cap, None),
+        outage_s=section.optional("outage", duration(0.0, DAY_S), 30.0),
+        dead_peer_s=section.optional("dead_peer", duration(0.1, 3600.0), 10.0),
+    )
+    section.finish()
+    return limits
+
+
+def _defaults(section: Section) -> MoveDefaults:
+    defaults = MoveDefaults(
+        downtime_limit_s=section.optional("downtime_limit", duration(0.001, 3600.0), 0.3),
+        timeout_s=section.optional("timeout", duration(0.0, 7 * DAY_S), 0.0),
+        on_timeout=section.optional("on_timeout", choice(OnTimeout), OnTimeout.ABORT),
+        compression=section.optional("compression", choice(Compression), Compression.AUTO),
+    )
+    section.finish()
+    return defaults

@@ -1,0 +1,291 @@
+"""`vmferry agent run`: everything of one host agent, from its settings to its end.
+
+Tasks, all in the group of `HostAgent.run`: the control, data and metrics listeners, the watch over incoming
+migrations, the ticker that measures the loop's lateness, the signal watcher, and one per outgoing migration.
+
+End: on SIGTERM or SIGINT no new migration begins and running ones may finish for DRAIN_S; then those that can
+still be rolled back are, the others finish. A second signal rolls back at once. /healthz tells the state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import signal
+import ssl
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Final
+
+import anyio
+import anyio.abc
+from anyio.streams.tls import TLSStream
+
+from agents import pki
+from agents.api import CONTROL_SCHEMA, HostView
+from agents.config import EventLoop, Settings
+from agents.host.control import ControlService
+from agents.host.data import DataListener
+from agents.host.footprint import settle
+from agents.host.incoming import Incoming
+from agents.host.jobs import JobTable
+from agents.host.outgoing import MIGRATION_SCHEMA, Outgoing
+from agents.host.parts import HostParts
+from agents.host.recovery import Recovery
+from agents.httpd import Page, serve_pages
+from agents.hypervisors.embedded.driver import EmbeddedHypervisor
+from agents.logs import get_logger, log_event
+from agents.metrics import CONTENT_TYPE, AgentMetrics
+from agents.storage import SharedDirs
+from agents.version import VERSION
+from migrate.ports import Hypervisor
+from transport.dial import serve
+from transport.errors import TransportError
+from transport.session import CallServer
+from transport.tls import Identity, client_context, server_context
+from transport.wire import MessageChannel
+
+__all__ = ["HostAgent", "run_agent"]
+
+_log = get_logger(__name__)
+
+DRAIN_S: Final = 60.0
+TICK_S: Final = 0.01
+IDLE_TICK_S: Final = 0.25
+
+
+class HostAgent:
+    """One agent. `run` ends when it was told to end and all migrations have."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        hypervisors: dict[str, Hypervisor] = {}
+        if settings.embedded is not None:
+            hypervisors["embedded"] = EmbeddedHypervisor(
+                settings.embedded.dir,
+                settings.agent.name,
+                memory_limit_bytes=settings.embedded.memory_limit_bytes,
+            )
+        self._jobs = JobTable()
+        self._metrics = AgentMetrics(settings.agent.name, VERSION)
+        self._parts = HostParts(
+            settings=settings,
+            hypervisors=hypervisors,
+            storage=SharedDirs(settings.shared_dirs),
+            jobs=self._jobs,
+            metrics=self._metrics,
+        )
+        self._is_draining = False
+        self._asked_to_end = anyio.Event()
+        self._asked_twice = anyio.Event()
+
+    def ask_to_end(self) -> None:
+        """Drain, then end; asked again, roll back what can be at once."""
+        if self._asked_to_end.is_set():
+            self._asked_twice.set()
+        self._asked_to_end.set()
+
+    async def run(self, *, on_listening: Callable[[int, int, int], None] | None = None) -> None:
+        """Serve until told to end. `on_listening` hears the control, data and metrics ports."""
+        settings = self._settings
+        certificates = settings.tls
+        server_tls = server_context(certificates.certificate, certificates.key, certificates.ca)
+        client_tls = client_context(certificates.certificate, certificates.key, certificates.ca)
+        self._show_certificates()
+        with contextlib.closing(
+            DataListener(settings.agent.data_listen.host, settings.agent.data_listen.port)
+        ) as data:
+            await self._serve(data, server_tls, client_tls, on_listening)
+        log_event(_log, logging.INFO, "agent ended", name=settings.agent.name)
+
+    async def _serve(
+        self,
+        data: DataListener,
+        server_tls: ssl.SSLContext,
+        client_tls: ssl.SSLContext,
+        on_listening: Callable[[int, int, int], None] | None,
+    ) -> None:
+        settings = self._settings
+        control = await _listen(settings.agent.listen.host, settings.agent.listen.port)
+        pages = await _listen(settings.agent.metrics_listen.host, settings.agent.metrics_listen.port)
+        recovery = Recovery(self._parts)
+        await recovery.take_up()
+        # The outer group holds what must go on while migrations end: listeners, and their answers.
+        async with (
+            control,
+            pages,
+            anyio.create_task_group() as services,
+            CallServer(MIGRATION_SCHEMA, on_error=_log_bug) as server,
+        ):
+            async with anyio.create_task_group() as migrations:
+                outgoing = Outgoing(
+                    self._parts,
+                    tls=client_tls,
+                    tasks=migrations,
+                )
+                incoming = Incoming(
+                    self._parts,
+                    server=server,
+                    data=data,
+                    tasks=migrations,
+                )
+                service = ControlService(
+                    outgoing=outgoing,
+                    incoming=incoming,
+                    jobs=self._jobs,
+                    recovery=recovery,
+                    host_view=self._view,
+                )
+
+                async def serve_channel(stream: TLSStream, peer: Identity) -> None:
+                    try:
+                        await service.serve(MessageChannel(stream, CONTROL_SCHEMA), peer)
+                    except Exception as exc:
+                        # A task's edge: what one channel meets must not end the agent.
+                        _log_bug(exc)
+
+                services.start_soon(
+                    functools.partial(
+                        serve,
+                        control,
+                        server_tls,
+                        serve_channel,
+                        accepts=_anybody,
+                        on_refusal=_log_refusal,
+                    )
+                )
+                services.start_soon(data.serve)
+                services.start_soon(serve_pages, pages, {"/metrics": self._figures, "/healthz": self._health})
+                services.start_soon(incoming.watch)
+                services.start_soon(self._tick)
+                control_port, metrics_port = _port(control), _port(pages)
+                log_event(
+                    _log,
+                    logging.INFO,
+                    "agent listening",
+                    name=settings.agent.name,
+                    version=VERSION,
+                    control=control_port,
+                    data=data.port,
+                    metrics=metrics_port,
+                )
+                if on_listening is not None:
+                    on_listening(control_port, data.port, metrics_port)
+                await self._asked_to_end.wait()
+                await self._drain(outgoing, incoming)
+            services.cancel_scope.cancel()
+
+    async def _drain(self, outgoing: Outgoing, incoming: Incoming) -> None:
+        self._is_draining = outgoing.is_draining = incoming.is_draining = True
+        self._metrics.set_draining(True)
+        log_event(_log, logging.INFO, "agent draining", running=self._running(), deadline_s=DRAIN_S)
+        async with anyio.create_task_group() as waiting:
+
+            async def cut_short() -> None:
+                await self._asked_twice.wait()
+                waiting.cancel_scope.cancel()
+
+            waiting.start_soon(cut_short)
+            with anyio.move_on_after(DRAIN_S):
+                await self._until_idle()
+            waiting.cancel_scope.cancel()
+        outgoing.cancel_all("the agent at the source was shut down")
+        await incoming.abandon_all("the agent at the destination was shut down")
+
+    async def _until_idle(self) -> None:
+        while running := [job for job in self._jobs if not job.has_ended]:
+            await running[0].next_change().wait()
+
+    def _running(self) -> int:
+        return sum(1 for job in self._jobs if not job.has_ended)
+
+    async def _tick(self) -> None:
+        """Measure how late the event loop runs what is due; often only while something moves."""
+        while True:
+            pause_s = TICK_S if self._running() else IDLE_TICK_S
+            due_s = anyio.current_time() + pause_s
+            await anyio.sleep(pause_s)
+            self._metrics.loop_was_late(max(anyio.current_time() - due_s, 0.0))
+
+    def _view(self) -> HostView:
+        limits = self._settings.limits
+        return HostView(
+            name=self._settings.agent.name,
+            version=VERSION,
+            is_draining=self._is_draining,
+            hypervisors=tuple(self._parts.hypervisors),
+            free_memory_bytes=0,
+            guests=0,
+            outgoing=len(self._jobs.running(is_outgoing=True)),
+            outgoing_limit=limits.outgoing,
+            incoming=len(self._jobs.running(is_outgoing=False)),
+            incoming_limit=limits.incoming,
+            peers=tuple(sorted(self._settings.peers)),
+        )
+
+    def _figures(self) -> Page:
+        return Page(body=self._metrics.render(), content_type=CONTENT_TYPE)
+
+    def _health(self) -> Page:
+        if self._is_draining:
+            return Page(body=b"draining\n", status=HTTPStatus.SERVICE_UNAVAILABLE)
+        return Page(body=b"ok\n")
+
+    def _show_certificates(self) -> None:
+        for which, path in (("own", self._settings.tls.certificate), ("ca", self._settings.tls.ca)):
+            self._metrics.set_certificate(which, pki.describe(path).not_after)
+
+
+def run_agent(settings: Settings) -> None:
+    """Run an agent on the configured event loop until a signal ends it."""
+    settle()
+    agent = HostAgent(settings)
+
+    async def main() -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(_end_on_signals, agent)
+            await agent.run()
+            group.cancel_scope.cancel()
+
+    if settings.agent.event_loop is EventLoop.TRIO:
+        anyio.run(main, backend="trio")
+    else:
+        anyio.run(main, backend="asyncio", backend_options={"use_uvloop": _has_uvloop()})
+
+
+async def _end_on_signals(agent: HostAgent) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            log_event(_log, logging.INFO, "signal", name=number.name)
+            agent.ask_to_end()
+
+
+async def _listen(host: str, port: int) -> anyio.abc.Listener[anyio.abc.SocketStream]:
+    return await anyio.create_tcp_listener(local_host=host, local_port=port)
+
+
+def _port(listener: anyio.abc.Listener[anyio.abc.SocketStream]) -> int:
+    port: int = listener.extra(anyio.abc.SocketAttribute.local_port)
+    return port
+
+
+def _anybody(identity: Identity) -> str | None:
+    """Whoever this fleet's CA has given a role may ask; what each role may ask is decided with the request."""
+    return None
+
+
+def _log_refusal(address: str, error: TransportError) -> None:
+    log_event(_log, logging.WARNING, "connection refused", peer=address, cause=str(error))
+
+
+def _log_bug(error: Exception) -> None:
+    _log.error("a request or a channel failed inside this agent", exc_info=error)
+
+
+def _has_uvloop() -> bool:
+    try:
+        import uvloop  # noqa: F401
+    except ImportError:
+        return False
+    return True

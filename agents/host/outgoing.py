@@ -1,0 +1,292 @@
+"""Outgoing migrations: from an operator's wish to a running procedure.
+
+Tasks: one per migration, in the agent's task group. It ends by itself; the agent's drain cancels the migration
+(which rolls back) and never the task.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import socket
+import ssl
+import uuid
+from dataclasses import dataclass
+from typing import Final
+
+import anyio
+import anyio.abc
+import anyio.to_thread
+
+from agents.api import CheckReport, Move
+from agents.host.footprint import migration_ended
+from agents.host.jobs import Job
+from agents.host.journals import LazyJournal
+from agents.host.parts import HostParts
+from agents.logs import get_logger, log_event
+from agents.sections import Endpoint
+from memory.codec import MAX_PAYLOAD_BYTES
+from migrate.controls import Controls
+from migrate.errors import GuestBusy, GuestUnknown, JournalFailed, MigrationCancelled, SetupRefused
+from migrate.facts import GuestFacts
+from migrate.inspection import dry_run
+from migrate.messages import MESSAGES, Prepared
+from migrate.phases import Phase, can_cancel
+from migrate.plan import Policy
+from migrate.source import OutgoingMigration
+from migrate.source_ports import SourcePorts, SourceSettings
+from transport.bundle import SendBundle
+from transport.credit import Backoff
+from transport.dial import connect
+from transport.hello import say_hello
+from transport.schema import Schema
+from transport.seal import Keys
+from transport.session import SESSION_SCHEMA, CallSession
+from transport.tls import Identity, Role
+from transport.wire import MessageChannel
+
+__all__ = ["MIGRATION_SCHEMA", "Draining", "Outgoing", "TooManyMigrations", "UnknownHost"]
+
+_log = get_logger(__name__)
+
+MIGRATION_SCHEMA: Final = Schema(*MESSAGES)
+DIAL_TIMEOUT_S: Final = 10.0
+FIRST_REDIAL_S: Final = 0.05
+SLOWEST_REDIAL_S: Final = 2.0
+
+
+class UnknownHost(SetupRefused):
+    """No [peers.NAME] of that name."""
+
+
+class TooManyMigrations(SetupRefused):
+    """The configured limit is reached."""
+
+
+class Draining(SetupRefused):
+    """The agent was told to end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Peer:
+    name: str
+    address: Endpoint
+
+
+class Outgoing:
+    """Starts and follows this host's outgoing migrations."""
+
+    def __init__(
+        self,
+        host: HostParts,
+        *,
+        tls: ssl.SSLContext,
+        tasks: anyio.abc.TaskGroup,
+    ) -> None:
+        self._host = host
+        self._tls = tls
+        self._tasks = tasks
+        self.is_draining = False
+
+    async def guests(self) -> list[GuestFacts]:
+        """Give the guests of all hypervisors of this host."""
+        found: list[GuestFacts] = []
+        for hypervisor in self._host.hypervisors.values():
+            found.extend(await hypervisor.guests())
+        return found
+
+    async def check(self, guest: str, to: str) -> CheckReport:
+        """Run the preflight of a move that is not made."""
+        facts = await self._find(guest)
+        session = self._session(self._peer(to), uuid.uuid4().bytes, outage_s=0.0)
+        try:
+            report = await dry_run(
+                facts.guest_id,
+                self._host.hypervisors[facts.hypervisor],
+                session,
+                self._host.storage,
+                timeout_s=self._host.settings.limits.outage_s,
+            )
+        finally:
+            with anyio.CancelScope(shield=True):
+                await session.aclose()
+        return CheckReport(guest=facts.name, to=to, findings=report.findings)
+
+    async def start(self, move: Move) -> Job:
+        """Begin a move; it runs on in the agent.
+
+        Raises:
+            SetupRefused: before anything was done; the sentence says why.
+        """
+        if self.is_draining:
+            raise Draining(f"{self._host.settings.agent.name} is being shut down and starts no more moves")
+        peer = self._peer(move.to)
+        facts = await self._find(move.guest)
+        running = len(self._host.jobs.running(is_outgoing=True))
+        if running >= self._host.settings.limits.outgoing:
+            raise TooManyMigrations(
+                f"{running} guests are leaving {self._host.settings.agent.name} already, the limit is "
+                f"{self._host.settings.limits.outgoing} ([limits] outgoing); wait for one to end"
+            )
+        if (holder := self._host.jobs.of_guest(facts.guest_id)) is not None:
+            raise GuestBusy(
+                f"{facts.name} is being moved already by job {holder.job_id} (phase {holder.phase}); "
+                f"`vmferry watch {holder.job_id[:8]}` follows it"
+            )
+        controls = Controls(self._policy(move))
+        job = Job(
+            job_id=uuid.uuid4().hex,
+            guest_id=facts.guest_id,
+            guest_name=facts.name,
+            source=self._host.settings.agent.name,
+            destination=move.to,
+            is_outgoing=True,
+            metrics=self._host.metrics,
+            controls=controls,
+        )
+        self._host.jobs.add(job)
+        self._tasks.start_soon(self._run, job, controls, move, facts, peer)
+        return job
+
+    def cancel_all(self, because: str) -> None:
+        """Roll back every migration that still can be; the others finish."""
+        for job in self._host.jobs.running(is_outgoing=True):
+            if job.controls is not None and can_cancel(job.controls.phase):
+                job.controls.cancel(MigrationCancelled(because))
+
+    async def _run(self, job: Job, controls: Controls, move: Move, facts: GuestFacts, peer: _Peer) -> None:
+        settings = self._host.settings
+        migration_id = job.job_id
+        session = self._session(peer, bytes.fromhex(migration_id), outage_s=settings.limits.outage_s)
+        journal = LazyJournal(settings.agent.state_dir, migration_id)
+
+        async def open_sender(prepared: Prepared, secret: bytes) -> SendBundle:
+            return self._sender(peer, prepared, secret, migration_id)
+
+        migration = OutgoingMigration(
+            facts.guest_id,
+            SourcePorts(
+                hypervisor=self._host.hypervisors[facts.hypervisor],
+                caller=session,
+                storage=self._host.storage,
+                journal=journal,
+                observer=job,
+                open_sender=open_sender,
+            ),
+            SourceSettings(
+                migration_id=migration_id,
+                host=settings.agent.name,
+                destination=peer.name,
+                connections=settings.limits.connections,
+                window_bytes=settings.limits.window_bytes,
+                compression=move.compression or settings.defaults.compression,
+                call_timeout_s=settings.limits.outage_s + settings.limits.dead_peer_s,
+                commit_timeout_s=settings.limits.dead_peer_s,
+                audit=move.audit,
+            ),
+            controls,
+        )
+        report = None
+        try:
+            report = await migration.run()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await session.aclose()
+                try:
+                    await journal.aclose(ended=report is None or report.phase is not Phase.IN_DOUBT)
+                except JournalFailed as exc:
+                    log_event(_log, logging.ERROR, "journal not ended", job=job.job_id, cause=str(exc))
+            job.ended(report, None if report else "the agent ended the migration")
+            del migration
+            migration_ended()
+
+    def _session(self, peer: _Peer, session_id: bytes, *, outage_s: float) -> CallSession:
+        async def dial_control() -> MessageChannel:
+            stream = await connect(
+                peer.address.host,
+                peer.address.port,
+                self._tls,
+                expect=Identity(role=Role.AGENT, name=peer.name),
+                timeout_s=min(DIAL_TIMEOUT_S, self._host.settings.limits.dead_peer_s),
+            )
+            return MessageChannel(stream, SESSION_SCHEMA)
+
+        return CallSession(
+            dial_control,
+            MIGRATION_SCHEMA,
+            session_id,
+            outage_s=outage_s,
+            backoff=Backoff(FIRST_REDIAL_S, SLOWEST_REDIAL_S, random.Random()),
+        )
+
+    def _sender(self, peer: _Peer, prepared: Prepared, secret: bytes, migration_id: str) -> SendBundle:
+        keys = Keys(secret)
+        session_id, hello_key = bytes.fromhex(migration_id), keys.hello
+        timeout_s = min(DIAL_TIMEOUT_S, self._host.settings.limits.dead_peer_s)
+
+        def dial_blocking(slot: int) -> socket.socket:
+            sock = socket.create_connection((peer.address.host, prepared.data_port), timeout=timeout_s)
+            try:
+                say_hello(sock, session_id, slot, hello_key, timeout_s=timeout_s)
+            except BaseException:
+                sock.close()
+                raise
+            return sock
+
+        async def dial_data(slot: int) -> socket.socket:
+            return await anyio.to_thread.run_sync(dial_blocking, slot)
+
+        def log_link(sentence: str) -> None:
+            log_event(_log, logging.WARNING, "data link", job=migration_id, what=sentence)
+
+        limits = self._host.settings.limits
+        return SendBundle(
+            dial_data,
+            keys=keys,
+            connections=limits.connections,
+            window_bytes=limits.window_bytes,
+            max_payload_bytes=MAX_PAYLOAD_BYTES,
+            outage_s=limits.outage_s,
+            dead_peer_s=limits.dead_peer_s,
+            on_event=log_link,
+        )
+
+    def _policy(self, move: Move) -> Policy:
+        defaults, limits = self._host.settings.defaults, self._host.settings.limits
+        bandwidth = limits.bandwidth_bytes_per_s
+        if move.bandwidth_bytes_per_s is not None:
+            bandwidth = move.bandwidth_bytes_per_s or None
+        return Policy(
+            downtime_limit_s=move.downtime_limit_s or defaults.downtime_limit_s,
+            timeout_s=(defaults.timeout_s if move.timeout_s is None else move.timeout_s) or 0.0,
+            on_timeout=move.on_timeout or defaults.on_timeout,
+            bandwidth_bytes_per_s=bandwidth,
+            is_offline=move.is_offline,
+        )
+
+    def _peer(self, name: str) -> _Peer:
+        if name == self._host.settings.agent.name:
+            raise UnknownHost(f"the guest is on {name} already: name another host")
+        address = self._host.settings.peers.get(name)
+        if address is None:
+            here, known = (
+                self._host.settings.agent.name,
+                ", ".join(sorted(self._host.settings.peers)) or "none",
+            )
+            raise UnknownHost(
+                f"{here} knows no host {name[:64]}: it knows {known}. Add [peers.{name[:64]}] "
+                "to its configuration"
+            )
+        return _Peer(name=name, address=address)
+
+    async def _find(self, guest: str) -> GuestFacts:
+        here = self._host.settings.agent.name
+        found = [facts for facts in await self.guests() if guest in (facts.guest_id, facts.name)]
+        if len(found) == 1:
+            return found[0]
+        if not found:
+            raise GuestUnknown(f"no guest {guest[:64]} on {here}; `vmferry guests` lists them")
+        raise GuestUnknown(
+            f"{len(found)} guests on {here} are named {guest[:64]}: give the identity, one of "
+            + ", ".join(facts.guest_id for facts in found)
+        )

@@ -1,0 +1,61 @@
+"""How much memory this host can still give to guests.
+
+Law: reads files of /proc and /sys; decides nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+__all__ = ["free_memory_bytes"]
+
+_MEMINFO: Final = Path("/proc/meminfo")
+_CGROUP: Final = Path("/proc/self/cgroup")
+_CGROUP_ROOT: Final = Path("/sys/fs/cgroup")
+
+
+def free_memory_bytes(
+    meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP, cgroup_root: Path = _CGROUP_ROOT
+) -> int:
+    """Give what the kernel calls available, or what this process's cgroup (v2) allows, whichever is less.
+
+    A file that is not there limits nothing; without /proc/meminfo nothing is free.
+    """
+    return max(min(_available(meminfo), *_cgroup_room(cgroup, cgroup_root)), 0)
+
+
+def _available(meminfo: Path) -> int:
+    for line in _lines(meminfo):
+        key, _, rest = line.partition(":")
+        if key == "MemAvailable":
+            return int(rest.split()[0]) << 10
+    return 0
+
+
+def _cgroup_room(cgroup: Path, root: Path) -> list[int]:
+    """Give the room of this process's group and of each above it; memory of guests belongs to all of them."""
+    here = next((line[3:] for line in _lines(cgroup) if line.startswith("0::")), None)
+    room = [1 << 63]
+    if here is None:
+        return room
+    group = root / here.lstrip("/")
+    while group.is_relative_to(root):
+        limit = "".join(_lines(group / "memory.max"))
+        used = "".join(_lines(group / "memory.current"))
+        if limit.isdigit() and used.isdigit():
+            room.append(int(limit) - int(used) + _reclaimable(group / "memory.stat"))
+        group = group.parent
+    return room
+
+
+def _reclaimable(stat: Path) -> int:
+    """Give what the group holds of the page cache and would lose first: it is no use that stands in the way."""
+    return next((int(line.split()[1]) for line in _lines(stat) if line.startswith("inactive_file ")), 0)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="ascii").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []

@@ -1,0 +1,348 @@
+"""Two real agents in one event loop, with real certificates, ports, guests and shared storage."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import stat
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anyio
+
+from agents import pki
+from agents.api import CONTROL_SCHEMA, JobList, JobStarted, JobView, ListJobs, Move, Watch
+from agents.config import load_settings
+from agents.host.agent import HostAgent
+from agents.hypervisors.embedded.client import Description, GuestClient, start_guest
+from agents.hypervisors.embedded.rundir import GuestPaths
+from agents.hypervisors.embedded.spec import Content, EmbeddedSpec
+from migrate.phases import Phase
+from migrate.stats import Report
+from tests.transport.certificates import Authority
+from transport.dial import connect
+from transport.tls import Identity, Role, client_context
+from transport.wire import MessageChannel
+
+HOSTS = ("host-a", "host-b")
+# With this a guest of 16 MiB of noise is on its way for more than 4 s: until a test lets it go.
+SLOW = 4 << 20
+NOISE: dict[str, object] = {
+    "content": Content.INCOMPRESSIBLE,
+    "dirty_bytes_per_s": 1 << 20,
+    "working_set_bytes": 1 << 20,
+}
+
+
+def report_of(view: JobView) -> Report:
+    """The report of a job that has ended."""
+    if view.report is None:
+        raise AssertionError(view)
+    return view.report
+
+
+def in_precopy(view: JobView) -> bool:
+    """Pages are on their way and the guest runs."""
+    return view.phase is Phase.PRECOPY and view.progress.wire_bytes > 0
+
+
+@dataclass
+class Fleet:
+    """Where everything of one test is."""
+
+    folder: Path
+    agents: dict[str, HostAgent] = field(default_factory=dict)
+    control_ports: dict[str, int] = field(default_factory=dict)
+    data_ports: dict[str, int] = field(default_factory=dict)
+    metrics_ports: dict[str, int] = field(default_factory=dict)
+    has_ended: dict[str, anyio.Event] = field(default_factory=dict)
+
+    @property
+    def shared(self) -> Path:
+        return self.folder / "shared"
+
+    def guests_dir(self, host: str) -> Path:
+        return self.folder / host / "guests"
+
+    def state_dir(self, host: str) -> Path:
+        return self.folder / host / "state"
+
+    def issue(self) -> None:
+        """Make the certificates, the directories and the shared storage."""
+        certificates = self.folder / "pki"
+        pki.init_ca(certificates, "test")
+        for host in HOSTS:
+            pki.issue(certificates, pki.Role.AGENT, host)
+            self.guests_dir(host).mkdir(parents=True, mode=0o700)
+        pki.issue(certificates, pki.Role.OPERATOR, "tester")
+        self.shared.mkdir(exist_ok=True)
+
+    def issue_from(self, authority: Authority) -> None:
+        """Put certificates of another CA in place of those that `issue` made."""
+        certificates = self.folder / "pki"
+        shutil.copy(authority.certificate, certificates / "ca.crt")
+        for role, name in (*(("agent", host) for host in HOSTS), ("operator", "tester")):
+            files = authority.issue(f"vmferry://{role}/{name}")
+            shutil.copy(files.certificate, certificates / f"{role}-{name}.crt")
+            key = certificates / f"{role}-{name}.key"
+            key.unlink()
+            key.touch(mode=0o600)
+            key.write_bytes(files.key.read_bytes())
+
+    def write_config(
+        self,
+        host: str,
+        control_ports: dict[str, int],
+        *,
+        limits: str = "",
+        embedded: str = "",
+        event_loop: str = "asyncio",
+    ) -> Path:
+        """Write one agent's configuration; it listens on its own of `control_ports`, its peers on theirs."""
+        path = self.folder / f"{host}.toml"
+        listed = "".join(
+            f'[peers.{name}]\naddress = "127.0.0.1:{port}"\n'
+            for name, port in control_ports.items()
+            if name != host
+        )
+        path.write_text(
+            f"""
+[agent]
+name = "{host}"
+listen = "127.0.0.1:{control_ports[host]}"
+data_listen = "127.0.0.1:0"
+metrics_listen = "127.0.0.1:0"
+state_dir = "{self.state_dir(host)}"
+log_format = "json"
+event_loop = "{event_loop}"
+[tls]
+ca = "pki/ca.crt"
+certificate = "pki/agent-{host}.crt"
+key = "pki/agent-{host}.key"
+[storage]
+shared_dirs = ["{self.shared}"]
+[guests.embedded]
+dir = "{self.guests_dir(host)}"
+{embedded}
+[limits]
+{limits or 'outage = "5s"'}
+{listed}
+"""
+        )
+        return path
+
+    def start_guest(self, host: str, **changed: object) -> EmbeddedSpec:
+        """Start a small busy guest with a disk on the shared storage."""
+        disk = self.shared / f"{uuid.uuid4().hex[:8]}.img"
+        disk.write_bytes(bytes(16 << 10))
+        values: dict[str, object] = {
+            "guest_id": str(uuid.uuid4()),
+            "name": "worker",
+            "ram_bytes": 64 << 20,
+            "fill_bytes": 16 << 20,
+            "dirty_bytes_per_s": 20 << 20,
+            "working_set_bytes": 8 << 20,
+            "disk_path": str(disk),
+            **changed,
+        }
+        spec = EmbeddedSpec(**values)  # type: ignore[arg-type]
+        start_guest(spec, self.guests_dir(host))
+        return spec
+
+    @asynccontextmanager
+    async def operator(self, host: str) -> AsyncIterator[MessageChannel]:
+        """An operator's channel to one agent."""
+        certificates = self.folder / "pki"
+        context = client_context(
+            certificates / "operator-tester.crt",
+            certificates / "operator-tester.key",
+            certificates / "ca.crt",
+        )
+        stream = await connect(
+            "127.0.0.1",
+            self.control_ports[host],
+            context,
+            expect=Identity(role=Role.AGENT, name=host),
+            timeout_s=5,
+        )
+        channel = MessageChannel(stream, CONTROL_SCHEMA)
+        try:
+            yield channel
+        finally:
+            await channel.aclose()
+
+    async def ask(self, host: str, request: object) -> object:
+        """Ask one agent one thing."""
+        with anyio.fail_after(30):
+            async with self.operator(host) as channel:
+                await channel.send(request)
+                return await channel.receive()
+
+    async def follow(self, host: str, job: str) -> JobView:
+        """Wait for the end of a job."""
+        with anyio.fail_after(60):
+            async with self.operator(host) as channel:
+                await channel.send(Watch(job=job))
+                while True:
+                    view = await channel.receive()
+                    if not isinstance(view, JobView):
+                        raise AssertionError(view)
+                    if view.has_ended:
+                        return view
+
+    async def start(self, guest: str, source: str, to: str, **wishes: object) -> str:
+        """Start a move, give its job."""
+        started = await self.ask(source, Move(guest=guest, to=to, **wishes))  # type: ignore[arg-type]
+        if not isinstance(started, JobStarted):
+            raise AssertionError(started)
+        return started.job
+
+    async def move(self, guest: str, source: str, to: str, **wishes: object) -> JobView:
+        """Move a guest and wait for the end."""
+        return await self.follow(source, await self.start(guest, source, to, **wishes))
+
+    async def until(self, host: str, job: str, holds: Callable[[JobView], bool]) -> JobView:
+        """Follow a job until it looks as asked for; it must before it ends."""
+        with anyio.fail_after(30):
+            async with self.operator(host) as channel:
+                await channel.send(Watch(job=job))
+                while True:
+                    view = await channel.receive()
+                    if not isinstance(view, JobView):
+                        raise AssertionError(view)
+                    if holds(view):
+                        return view
+                    if view.has_ended:
+                        raise AssertionError(view)
+
+    async def job_at(self, host: str, guest_id: str) -> JobView:
+        """Wait until an agent has a job of this guest; give the latest one."""
+        with anyio.fail_after(30):
+            while True:
+                listed = await self.ask(host, ListJobs())
+                if not isinstance(listed, JobList):
+                    raise AssertionError(listed)
+                if jobs := [job for job in listed.jobs if job.guest_id == guest_id]:
+                    return jobs[-1]
+                await anyio.sleep(0.02)
+
+    def describe(self, host: str, guest_id: str) -> Description:
+        """What the guest's process on a host says of itself."""
+        client = GuestClient(GuestPaths.of_guest(self.guests_dir(host), guest_id).socket)
+        try:
+            return client.describe()
+        finally:
+            client.close()
+
+    def machines(self, host: str) -> list[str]:
+        """The guests' sockets on a host; those of empty machines too."""
+        return sorted(path.name for path in self.guests_dir(host).glob("*.sock"))
+
+    async def check_runs_only_at(self, host: str, guest_id: str) -> None:
+        """Insist that the guest runs on `host`, does work, is whole, and that no machine of it is elsewhere."""
+        for other in HOSTS:
+            if other != host and any(guest_id in name for name in self.machines(other)):
+                raise AssertionError(f"a machine of the guest is on {other}")
+        before = self.describe(host, guest_id)
+        with anyio.fail_after(10):
+            after = before
+            while after.ticks <= before.ticks:
+                await anyio.sleep(0.01)
+                after = self.describe(host, guest_id)
+        if (after.state, after.fault, after.errors) != ("running", "", 0):
+            raise AssertionError(after)
+
+    async def page(self, host: str, path: str) -> tuple[int, str]:
+        """Get a page of the metrics port: status and body."""
+        port = self.metrics_ports[host]
+        with anyio.fail_after(10):
+            async with await anyio.connect_tcp("127.0.0.1", port) as stream:
+                await stream.send(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+                answer = b""
+                with contextlib.suppress(anyio.EndOfStream):
+                    while True:
+                        answer += await stream.receive()
+        head, _, body = answer.partition(b"\r\n\r\n")
+        return int(head.split()[1]), body.decode()
+
+
+@asynccontextmanager
+async def running_fleet(
+    folder: Path, limits: str = "", embedded: str = "", authority: Authority | None = None
+) -> AsyncIterator[Fleet]:
+    """Two agents that know each other, in this process and loop; both end with the block.
+
+    `authority` issues their certificates where a test needs more of that CA than `agents.pki` gives.
+    """
+    fleet = Fleet(folder)
+    fleet.issue()
+    if authority is not None:
+        fleet.issue_from(authority)
+    async with anyio.create_task_group() as tasks:
+        ports = {host: free_port() for host in HOSTS}
+        for host in HOSTS:
+            config = fleet.write_config(host, ports, limits=limits, embedded=embedded)
+            agent = fleet.agents[host] = HostAgent(load_settings(config))
+            listening = anyio.Event()
+
+            def note(
+                control: int, data: int, metrics: int, host: str = host, event: anyio.Event = listening
+            ) -> None:
+                fleet.control_ports[host] = control
+                fleet.data_ports[host] = data
+                fleet.metrics_ports[host] = metrics
+                event.set()
+
+            ended = fleet.has_ended[host] = anyio.Event()
+
+            async def run(
+                agent: HostAgent = agent, on_listening: object = note, ended: anyio.Event = ended
+            ) -> None:
+                await agent.run(on_listening=on_listening)  # type: ignore[arg-type]
+                ended.set()
+
+            tasks.start_soon(run)
+            await listening.wait()
+        try:
+            yield fleet
+        finally:
+            for agent in fleet.agents.values():
+                agent.ask_to_end()
+                agent.ask_to_end()
+            # A test that failed cancels this block: the agents still end in order, so that it fails of one cause.
+            with anyio.move_on_after(15, shield=True):
+                for ended in fleet.has_ended.values():
+                    await ended.wait()
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def cut_connections(port: int) -> int:
+    """Break all connections of this process to a port of its own, as a failing network would; how many."""
+    cut = 0
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            descriptor = os.dup(int(name))
+        except OSError:
+            continue
+        if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            continue
+        with socket.socket(fileno=descriptor) as sock:
+            try:
+                if sock.family == socket.AF_INET and sock.getpeername()[1] == port:
+                    sock.shutdown(socket.SHUT_RDWR)
+                    cut += 1
+            except OSError:
+                continue
+    return cut

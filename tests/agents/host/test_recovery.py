@@ -1,0 +1,208 @@
+"""What a restarted agent makes of each journal, with real journals, real records and guests that only say who runs."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from agents.config import load_settings
+from agents.host.jobs import Job, JobTable
+from agents.host.parts import HostParts
+from agents.host.recovery import Recovery
+from agents.journal import JournalEntry, JournalFile, list_open
+from agents.metrics import AgentMetrics
+from agents.storage import SharedDirs
+from migrate.errors import InDoubt, SetupRefused
+from migrate.facts import GuestFacts
+from migrate.ownership import Ownership, next_generation
+from migrate.phases import Phase
+from tests.agents.host.fleet import Fleet
+from tests.migrate.world import FACTS, FakeGuest, FakeHypervisor, World
+
+pytestmark = pytest.mark.anyio
+
+JOB = "a" * 32
+OWNED = Ownership(guest_id=FACTS.guest_id, generation=1, owner="host-a", migration_id="earlier")
+
+
+class Here:
+    """One host after a restart: `host-a` was the source, `host-b` the destination."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        fleet = Fleet(folder)
+        fleet.issue()
+        self.settings = load_settings(fleet.write_config(name, {"host-a": 7700, "host-b": 7800}))
+        self.storage = SharedDirs([fleet.shared])
+        self.directory = fleet.shared / ".vmferry"
+        self.hypervisor = LoadedHypervisor(World(), name)
+        self.jobs = JobTable()
+        self.recovery = Recovery(
+            HostParts(
+                settings=self.settings,
+                hypervisors={"fake": self.hypervisor},
+                storage=self.storage,
+                jobs=self.jobs,
+                metrics=AgentMetrics(name, "0"),
+            )
+        )
+
+    def journal(self, *steps: str) -> None:
+        """Leave a journal that did not end."""
+        self.settings.agent.state_dir.mkdir(parents=True)
+        file = JournalFile.create(self.settings.agent.state_dir, JOB)
+        for step in steps:
+            facts = {} if step in ("commit-may-leave", "may-claim") else self._facts(step)
+            file.append(JournalEntry(step=step, at_s=time.time(), facts=facts))
+        file.close(ended=False)
+
+    def _facts(self, step: str) -> dict[str, str | int | bytes | bool]:
+        return {
+            "guest_id": FACTS.guest_id,
+            "guest_name": FACTS.name,
+            "destination" if step == "started" else "source": "host-b" if step == "started" else "host-a",
+            "generation": OWNED.generation,
+            "ownership_dir": str(self.directory),
+        }
+
+    def guest(self, *, is_loaded: bool = False) -> FakeGuest:
+        """Leave a guest that stands still; `is_loaded` is one that has never run here."""
+        guest = FakeGuest(self.hypervisor.world, self.hypervisor.host, FACTS, is_running=False)
+        (self.hypervisor.loaded if is_loaded else self.hypervisor.by_id)[FACTS.guest_id] = guest
+        self.hypervisor.world.hosts[self.hypervisor.host] = self.hypervisor
+        return guest
+
+    @property
+    def job(self) -> Job:
+        return self.jobs.get(JOB)
+
+    @property
+    def open_journals(self) -> int:
+        return len(list_open(self.settings.agent.state_dir))
+
+
+class LoadedHypervisor(FakeHypervisor):
+    """Remembers machines that have their device state and never ran."""
+
+    def __init__(self, world: World, host: str) -> None:
+        super().__init__(world, host)
+        self.loaded: dict[str, FakeGuest] = {}
+
+    async def guests(self) -> list[GuestFacts]:
+        return []
+
+    async def find_incoming(self, guest_id: str) -> FakeGuest | None:
+        return self.loaded.get(guest_id)
+
+
+def runs(guest: FakeGuest) -> bool:
+    return guest.is_running
+
+
+def claim_of(owner: str) -> Ownership:
+    return next_generation(OWNED, owner, JOB)
+
+
+async def test_a_source_that_never_came_to_commit_lets_its_guest_run(tmp_path: Path) -> None:
+    here = Here(tmp_path, "host-a")
+    here.journal("started")
+    guest = here.guest()
+    await here.recovery.take_up()
+    assert here.job.phase is Phase.ROLLED_BACK
+    assert guest.is_running
+    assert here.open_journals == 0
+
+
+async def test_a_source_in_doubt_takes_a_guest_that_nobody_has_taken(tmp_path: Path) -> None:
+    here = Here(tmp_path, "host-a")
+    here.journal("started", "commit-may-leave")
+    await here.storage.claim(str(here.directory), OWNED)
+    guest = here.guest()
+    await here.recovery.take_up()
+    assert here.job.phase is Phase.ROLLED_BACK
+    assert guest.is_running
+    assert await here.storage.latest(str(here.directory), FACTS.guest_id) == claim_of("host-a")
+
+
+async def test_a_source_in_doubt_ends_its_copy_of_a_guest_that_was_taken(tmp_path: Path) -> None:
+    here = Here(tmp_path, "host-a")
+    here.journal("started", "commit-may-leave")
+    await here.storage.claim(str(here.directory), claim_of("host-b"))
+    guest = here.guest()
+    await here.recovery.take_up()
+    assert here.job.phase is Phase.COMPLETE
+    assert not guest.is_running
+    assert here.hypervisor.by_id == {}
+    assert here.open_journals == 0
+
+
+async def test_storage_that_does_not_answer_leaves_a_job_that_resolve_settles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("migrate.doubt.CLAIM_PAUSE_S", 0.0)
+    here = Here(tmp_path, "host-a")
+    here.journal("started", "commit-may-leave")
+    guest = here.guest()
+    here.directory.write_text("a file where the directory was")
+    await here.recovery.take_up()
+    assert here.job.phase is Phase.IN_DOUBT
+    assert not runs(guest)
+    assert here.open_journals == 1
+    told = await here.recovery.resolve(here.job, act=False)
+    assert "cannot be read" in told.record
+    assert not told.is_resolved
+    with pytest.raises(InDoubt):
+        await here.recovery.resolve(here.job, act=True)
+    here.directory.unlink()
+    await here.storage.claim(str(here.directory), OWNED)
+    told = await here.recovery.resolve(here.job, act=False)
+    assert told.record.startswith("generation 1 belongs to host-a")
+    assert "--act takes it for host-a" in told.verdict
+    assert not runs(guest)
+    settled = await here.recovery.resolve(here.job, act=True)
+    assert (settled.is_resolved, settled.runs_on) == (True, "host-a")
+    assert runs(guest)
+    with pytest.raises(SetupRefused, match="not in doubt"):
+        await here.recovery.resolve(here.job, act=True)
+
+
+async def test_a_destination_that_had_claimed_runs_the_guest(tmp_path: Path) -> None:
+    here = Here(tmp_path, "host-b")
+    here.journal("prepared", "may-claim")
+    await here.storage.claim(str(here.directory), claim_of("host-b"))
+    guest = here.guest(is_loaded=True)
+    await here.recovery.take_up()
+    assert here.job.phase is Phase.COMPLETE
+    assert guest.is_running
+
+
+async def test_a_destination_that_had_not_claimed_leaves_nothing(tmp_path: Path) -> None:
+    here = Here(tmp_path, "host-b")
+    here.journal("prepared", "may-claim")
+    await here.storage.claim(str(here.directory), OWNED)
+    guest = here.guest(is_loaded=True)
+    await here.recovery.take_up()
+    assert here.job.phase is Phase.ROLLED_BACK
+    assert not guest.is_running
+    assert await here.storage.latest(str(here.directory), FACTS.guest_id) == OWNED
+
+
+async def test_a_destination_whose_guest_is_gone_says_where_the_last_copy_is(tmp_path: Path) -> None:
+    here = Here(tmp_path, "host-b")
+    here.journal("prepared", "may-claim")
+    await here.storage.claim(str(here.directory), claim_of("host-b"))
+    await here.recovery.take_up()
+    assert here.job.phase is Phase.IN_DOUBT
+    with pytest.raises(InDoubt, match="The stopped copy on host-a is the last"):
+        await here.recovery.resolve(here.job, act=True)
+    told = await here.recovery.resolve(here.job, act=False)
+    assert "the guest belongs to host-b" in told.verdict
+
+
+async def test_a_journal_that_ended_is_nobodys_doubt(tmp_path: Path) -> None:
+    here = Here(tmp_path, "host-a")
+    here.journal("started", "commit-may-leave", "complete")
+    await here.recovery.take_up()
+    assert list(here.jobs) == []
+    assert here.open_journals == 0

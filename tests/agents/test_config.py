@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from agents import config, pki
+from agents.config import ClientSettings, Settings, load_client_settings, load_settings
+from agents.errors import ConfigInvalid
+from agents.sections import Endpoint
+
+SMALLEST = """
+[agent]
+name = "host-a"
+[tls]
+ca = "pki/ca.crt"
+certificate = "pki/agent-host-a.crt"
+key = "pki/agent-host-a.key"
+[storage]
+shared_dirs = ["shared"]
+"""
+
+CLIENT = """
+[tls]
+ca = "pki/ca.crt"
+certificate = "pki/operator-eva.crt"
+key = "pki/operator-eva.key"
+[hosts.host-a]
+address = "host-a.example:7700"
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("config")
+    pki.init_ca(folder / "pki", "test")
+    pki.issue(folder / "pki", pki.Role.AGENT, "host-a")
+    pki.issue(folder / "pki", pki.Role.AGENT, "host-b")
+    pki.issue(folder / "pki", pki.Role.OPERATOR, "eva")
+    (folder / "shared").mkdir()
+    return folder
+
+
+@pytest.fixture
+def load(folder: Path) -> Callable[[str], Settings]:
+    def load_text(content: str) -> Settings:
+        path = folder / "agent.toml"
+        path.write_text(content)
+        return load_settings(path)
+
+    return load_text
+
+
+@pytest.fixture
+def problems(load: Callable[[str], Settings]) -> Callable[[str], tuple[str, ...]]:
+    def problems_of(content: str) -> tuple[str, ...]:
+        with pytest.raises(ConfigInvalid) as caught:
+            load(content)
+        return caught.value.problems
+
+    return problems_of
+
+
+def test_what_is_left_out_has_its_default(load: Callable[[str], Settings], folder: Path) -> None:
+    settings = load(SMALLEST)
+    assert settings.agent.listen == Endpoint("0.0.0.0", 7700)
+    assert settings.agent.event_loop is config.EventLoop.ASYNCIO
+    assert settings.tls.key == folder / "pki" / "agent-host-a.key"
+    assert settings.shared_dirs == (folder / "shared",)
+    assert settings.embedded is None
+    assert dict(settings.peers) == {}
+    assert 1 <= settings.limits.connections <= 4
+    assert settings.limits.window_bytes == 4 << 20
+    assert settings.limits.bandwidth_bytes_per_s is None
+    assert (settings.defaults.downtime_limit_s, settings.defaults.timeout_s) == (0.3, 0.0)
+    assert settings.defaults.on_timeout is config.OnTimeout.ABORT
+
+
+def documented_agent_file() -> str:
+    """The first TOML block of the page that operators read."""
+    page = Path(__file__).parents[2] / "docs" / "configuration.md"
+    return page.read_text().split("```toml\n")[1].split("```")[0]
+
+
+def test_the_documented_file_is_a_file_that_loads(load: Callable[[str], Settings]) -> None:
+    settings = load(documented_agent_file().replace("/srv/guests", "shared"))
+    assert settings.peers == {"host-b": Endpoint("host-b.example", 7700)}
+    assert settings.embedded is not None
+    assert settings.embedded.memory_limit_bytes == 8 << 30
+
+
+def test_the_documented_defaults_are_the_defaults(load: Callable[[str], Settings]) -> None:
+    content = tomllib.loads(documented_agent_file())
+    lines = [SMALLEST.replace("[storage]", "[guests.embedded]\n[storage]")]
+    shortest = load("\n".join(lines))
+    spelled = load(documented_agent_file().replace("/srv/guests", "shared"))
+    assert spelled.agent == shortest.agent
+    assert spelled.defaults == shortest.defaults
+    assert content["limits"]["connections"] == 2
+    for name in ("outgoing", "incoming", "window_bytes", "bandwidth_bytes_per_s", "outage_s", "dead_peer_s"):
+        assert getattr(spelled.limits, name) == getattr(shortest.limits, name)
+    assert spelled.embedded is not None
+    assert shortest.embedded is not None
+    assert spelled.embedded.dir == shortest.embedded.dir
+
+
+def test_every_mistake_is_said_at_once(problems: Callable[[str], tuple[str, ...]]) -> None:
+    found = problems(
+        """
+        [agent]
+        name = "Host A"
+        listen = "nowhere"
+        metrics_listen = "0.0.0.0:7702"
+        event_loop = "twisted"
+        [tsl]
+        [peers.host-b]
+        adress = "host-b:7700"
+        [storage]
+        shared_dirs = ["/nowhere/at/all"]
+        [limits]
+        outgoing = 0
+        window = "64MiB1"
+        bandwidth = 1.5
+        [defaults]
+        downtime_limit = 300
+        """
+    )
+    keys = [problem.split(":")[0] for problem in found]
+    assert keys == [
+        "agent.listen",
+        "agent.metrics_listen",
+        "agent.event_loop",
+        "agent.name",
+        "tls.ca",
+        "tls.certificate",
+        "tls.key",
+        "peers.host-b.address",
+        "peers.host-b.adress",
+        "storage.shared_dirs",
+        "limits.outgoing",
+        "limits.window",
+        "limits.bandwidth",
+        "defaults.downtime_limit",
+        "tsl",
+    ]
+
+
+def test_the_message_has_the_file_and_each_mistake_on_a_line(folder: Path) -> None:
+    path = folder / "two.toml"
+    path.write_text(SMALLEST + "[limits]\nin = 1\nout = 2\n")
+    with pytest.raises(ConfigInvalid) as caught:
+        load_settings(path)
+    first, *rest = str(caught.value).splitlines()
+    assert (first, len(rest)) == (f"{path}: 2 mistakes", 2)
+
+
+def test_a_certificate_of_another_host_is_a_mistake(problems: Callable[[str], tuple[str, ...]]) -> None:
+    found = problems(SMALLEST.replace('name = "host-a"', 'name = "host-b"'))
+    assert len(found) == 1
+    assert "is for agent/host-a, but the configured name is 'host-b'" in found[0]
+
+
+def test_a_host_is_not_its_own_peer(problems: Callable[[str], tuple[str, ...]]) -> None:
+    found = problems(SMALLEST + '[peers.host-a]\naddress = "host-a:7700"\n')
+    assert found == ("peers.host-a: is this host itself; list the others only",)
+
+
+def test_an_empty_list_of_shared_directories_is_a_mistake(problems: Callable[[str], tuple[str, ...]]) -> None:
+    found = problems(SMALLEST.replace('["shared"]', "[]"))
+    assert "no guest's owner can be decided" in found[0]
+
+
+def test_two_listeners_on_one_port_are_a_mistake(problems: Callable[[str], tuple[str, ...]]) -> None:
+    found = problems(SMALLEST.replace("[tls]", 'data_listen = "0.0.0.0:7702"\n[tls]'))
+    assert found == (
+        "agent.metrics_listen: 127.0.0.1:7702 cannot be listened on beside data_listen = 0.0.0.0:7702",
+    )
+
+
+def test_ports_that_the_system_chooses_do_not_collide(load: Callable[[str], Settings]) -> None:
+    ports = 'listen = "127.0.0.1:0"\ndata_listen = "127.0.0.1:0"\nmetrics_listen = "127.0.0.1:0"\n'
+    assert load(SMALLEST.replace("[tls]", ports + "[tls]")).agent.listen.port == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "is_right"),
+    [
+        ('window = "2MiB"', True),
+        (f"window = {(2 << 20) - 1}", False),
+        ('window = "64MiB"', True),
+        (f"window = {(64 << 20) + 1}", False),
+        ("connections = 16", True),
+        ("connections = 17", False),
+        ("outgoing = 64", True),
+        ("incoming = 65", False),
+        ('dead_peer = "100ms"', True),
+        ('dead_peer = "99ms"', False),
+        ('outage = "1d"', True),
+        ('outage = "86401s"', False),
+    ],
+)
+def test_limits_have_limits(load: Callable[[str], Settings], line: str, is_right: bool) -> None:
+    content = f"{SMALLEST}[limits]\n{line}\n"
+    if is_right:
+        load(content)
+    else:
+        with pytest.raises(ConfigInvalid, match="must be between"):
+            load(content)
+
+
+def test_settings_cannot_be_changed(load: Callable[[str], Settings]) -> None:
+    settings = load(SMALLEST)
+    with pytest.raises(TypeError):
+        settings.peers["host-c"] = Endpoint("c", 1)  # type: ignore[index]
+
+
+def client(folder: Path, content: str) -> ClientSettings:
+    path = folder / "client.toml"
+    path.write_text(content)
+    return load_client_settings(path)
+
+
+def test_a_client_knows_its_hosts(folder: Path) -> None:
+    assert client(folder, CLIENT).hosts == {"host-a": Endpoint("host-a.example", 7700)}
+
+
+def test_a_client_with_an_agents_certificate_is_told_so(folder: Path) -> None:
+    with pytest.raises(ConfigInvalid, match="is for an agent, and an operator is needed"):
+        client(folder, CLIENT.replace("operator-eva", "agent-host-a"))
+
+
+def test_a_client_without_hosts_is_told_how_to_name_one(folder: Path) -> None:
+    with pytest.raises(ConfigInvalid, match=r"\[hosts\.host-a\] address"):
+        client(folder, CLIENT.split("[hosts", maxsplit=1)[0])
+
+
+def test_the_variable_names_the_clients_file(folder: Path) -> None:
+    client(folder, CLIENT)
+    loaded = load_client_settings(environ={"VMFERRY_CONFIG": str(folder / "client.toml")})
+    assert "host-a" in loaded.hosts
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({"VMFERRY_CONFIG": "/x.toml", "HOME": "/home/eva"}, "/x.toml"),
+        ({"XDG_CONFIG_HOME": "/xdg", "HOME": "/home/eva"}, "/xdg/vmferry/client.toml"),
+        ({"HOME": "/home/eva"}, "/home/eva/.config/vmferry/client.toml"),
+    ],
+)
+def test_the_clients_file_is_found_as_other_programs_find_theirs(
+    environ: dict[str, str], expected: str
+) -> None:
+    assert config.client_config_path(environ) == Path(expected)
+
+
+def test_a_missing_file_is_one_problem_with_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "none.toml"
+    with pytest.raises(ConfigInvalid) as caught:
+        load_client_settings(path)
+    assert str(caught.value) == f"{path}: cannot be read: No such file or directory"

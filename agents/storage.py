@@ -58,6 +58,7 @@ class SharedDirs:
         self._timeout_s = timeout_s
         # Threads of its own: calls that hang must not take those that everything else needs.
         self._threads = anyio.CapacityLimiter(MAX_CALLS)
+        self._staged: dict[tuple[str, Ownership], Path] = {}
 
     # ------------------------------------------------------------------ probes
 
@@ -125,7 +126,19 @@ class SharedDirs:
 
         Raises StorageFailed: nobody knows whether it was created.
         """
-        return await self._in_thread(lambda: self._claim(directory, wanted))
+        staged = self._staged.pop((directory, wanted), None)
+        return await self._in_thread(lambda: self._claim(directory, wanted, staged))
+
+    async def stage_claim(self, directory: str, wanted: Ownership) -> None:
+        """Write the record aside, durably: the claim then only links it. Raises StorageFailed."""
+        if (directory, wanted) not in self._staged:
+            aside = await self._in_thread(lambda: self._write_aside(Path(directory), wanted))
+            self._staged[directory, wanted] = aside
+
+    async def unstage_claim(self, directory: str, wanted: Ownership) -> None:
+        """Take away what was staged. May be called twice."""
+        if (aside := self._staged.pop((directory, wanted), None)) is not None:
+            await self._in_thread(lambda: aside.unlink(missing_ok=True))
 
     async def tidy(self, directory: str, guest_id: str) -> None:
         """Clear away records that are older than the newest few."""
@@ -185,13 +198,21 @@ class SharedDirs:
         ]
         return sorted(names)
 
-    def _claim(self, directory: str, wanted: Ownership) -> Ownership:
-        folder = Path(directory)
-        name = record_name(wanted.guest_id, wanted.generation)
+    def _write_aside(self, folder: Path, wanted: Ownership) -> Path:
         aside = folder / f".claim-{secrets.token_hex(8)}"
+        record_name(wanted.guest_id, wanted.generation)  # refuses what could not be linked
         try:
             folder.mkdir(mode=0o770, exist_ok=True)
             _write_new(aside, format_record(wanted))
+        except OSError as exc:
+            raise _not_made(folder, exc) from exc
+        return aside
+
+    def _claim(self, directory: str, wanted: Ownership, staged: Path | None) -> Ownership:
+        folder = Path(directory)
+        name = record_name(wanted.guest_id, wanted.generation)
+        aside = staged or self._write_aside(folder, wanted)
+        try:
             try:
                 os.link(aside, folder / name)
             except FileExistsError:
@@ -200,9 +221,7 @@ class SharedDirs:
                 aside.unlink()
             _sync_folder(folder)
         except OSError as exc:
-            raise StorageFailed(
-                f"the ownership record in {directory} cannot be made: {os.strerror(exc.errno or errno.EIO)}"
-            ) from exc
+            raise _not_made(folder, exc) from exc
         # A record of an older generation may have been made anew after it was cleared away: the newest counts.
         standing = self._latest(directory, wanted.guest_id)
         if standing is None:
@@ -232,6 +251,12 @@ class SharedDirs:
                 return await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._threads)
         except TimeoutError as exc:
             raise StorageFailed(f"the shared storage did not answer within {self._timeout_s:g} s") from exc
+
+
+def _not_made(folder: Path, error: OSError) -> StorageFailed:
+    return StorageFailed(
+        f"the ownership record in {folder} cannot be made: {os.strerror(error.errno or errno.EIO)}"
+    )
 
 
 def _write_new(path: Path, content: bytes) -> None:

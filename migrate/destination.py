@@ -19,6 +19,7 @@ import anyio.to_thread
 
 from memory.digest import MIN_KEY_BYTES, RamDigest
 from memory.errors import RamError
+from migrate.devicestate import MAX_DEVICE_STATE_BYTES, StateInvalid, unpack
 from migrate.errors import (
     GuestRefused,
     JournalFailed,
@@ -31,6 +32,8 @@ from migrate.messages import (
     PROTOCOL,
     Abort,
     Aborted,
+    Arm,
+    Armed,
     Commit,
     CommitRefused,
     Inspect,
@@ -42,6 +45,8 @@ from migrate.messages import (
     Prepare,
     Prepared,
     Running,
+    Staged,
+    State,
 )
 from migrate.ownership import Ownership, RecordInvalid, next_generation
 from migrate.pagewire import PageConsumer
@@ -111,6 +116,8 @@ class IncomingMigration:
         self._ports = ports
         self._undo = UndoStack()
         self._receiver: PayloadReceiver | None = None
+        self._state_bytes = 0
+        self._is_armed = False
         self._lock = anyio.Lock()
 
     @property
@@ -132,7 +139,7 @@ class IncomingMigration:
                 if isinstance(request, Prepare) and self.phase is Phase.SETUP:
                     await self._abandon(exc.text)
                 raise
-            except (MigrationError, RamError, RecordInvalid, OSError, ExceptionGroup) as exc:
+            except (MigrationError, RamError, RecordInvalid, StateInvalid, OSError, ExceptionGroup) as exc:
                 cause = first_failure(exc)
                 await self._abandon(str(cause))
                 raise PeerRefused("refused", str(cause)) from exc
@@ -152,6 +159,10 @@ class IncomingMigration:
                 return await self._prepare(request)
             case Ping():
                 return self._pong()
+            case Arm():
+                return await self._arm()
+            case State():
+                return await self._stage(request)
             case Load():
                 return await self._load(request)
             case Commit():
@@ -206,9 +217,36 @@ class IncomingMigration:
             )
         self._current = latest
 
+    async def _arm(self) -> Armed:
+        """The guest still runs at the source: write now what would cost downtime later.
+
+        From here on a restart must ask ownership: COMMIT may come and be obeyed.
+        """
+        self._expect(Phase.PRECOPY, Arm())
+        await self._ports.journal.append("may-claim")
+        self._wanted = wanted = next_generation(self._current, self._ports.host, self.migration_id)
+        self._undo.push(
+            "the prepared claim", lambda: self._ports.storage.unstage_claim(self._directory, wanted)
+        )
+        await self._ports.storage.stage_claim(self._directory, wanted)
+        self._is_armed = True
+        return Armed()
+
+    async def _stage(self, request: State) -> Staged:
+        """Keep a part of the device state: it is loaded after the last page."""
+        self._expect(Phase.PRECOPY, request)
+        part = await anyio.to_thread.run_sync(unpack, request)
+        self._state_bytes += len(part)
+        if self._state_bytes > MAX_DEVICE_STATE_BYTES:
+            raise GuestRefused(f"the device state has more than {MAX_DEVICE_STATE_BYTES >> 20} MiB")
+        await self._incoming.stage_device_state(part)
+        return Staged()
+
     async def _load(self, request: Load) -> Loaded:
         """All pages are here and acknowledged: prove them, then load the device state."""
         self._expect(Phase.PRECOPY, request)
+        if not self._is_armed or request.state_bytes != self._state_bytes:
+            raise PeerRefused("order", "Load came before Arm, or before all of the device state")
         started_s = time.perf_counter()
         digest = b""
 
@@ -219,16 +257,11 @@ class IncomingMigration:
                 raise GuestRefused("the RAM here is not the RAM of the source: the digests differ")
 
         async with anyio.create_task_group() as parts:
-            # All three at once, since the guest stands still: what is loaded here does not run yet.
+            # Both at once, since the guest stands still: what is loaded here does not run yet.
             parts.start_soon(prove)
-            parts.start_soon(self._incoming.load_device_state, request.device_state)
-            # From here on a restart must ask ownership: COMMIT may come and be obeyed.
-            parts.start_soon(self._announce_claim)
+            parts.start_soon(self._incoming.load_device_state)
         self._advance(Event.READY, "digests are equal and the device state is loaded")
         return Loaded(digest=digest, load_s=time.perf_counter() - started_s)
-
-    async def _announce_claim(self) -> None:
-        await self._ports.journal.append("may-claim")
 
     async def _commit(self) -> Running | CommitRefused:
         """Take the guest over, then run it. A cancelled agent finishes this first."""
@@ -242,8 +275,7 @@ class IncomingMigration:
 
     async def _claim_and_run(self) -> Running | CommitRefused:
         self._advance(Event.COMMIT, "the source has let the guest go")
-        wanted = next_generation(self._current, self._ports.host, self.migration_id)
-        started_s = time.perf_counter()
+        wanted, started_s = self._wanted, time.perf_counter()
         try:
             standing = await self._ports.storage.claim(self._directory, wanted)
         except (StorageFailed, RecordInvalid) as exc:

@@ -10,6 +10,10 @@ bumps PROTOCOL, and N goes on talking to N-1.
     Prepare      ->
                  <-  Prepared       an empty machine waits; data connections may come
     ... rounds of pages on the data connections, Ping/Pong meanwhile ...
+    Arm          ->
+                 <-  Armed          what a claim needs is on its disks: the guest may be stopped
+    State        ->  ... beside the last pages
+                 <-  Staged         a part of the device state waits there
     Load         ->
                  <-  Loaded         digest equal, device state loaded: it could run
     Commit       ->                 from here on ownership decides
@@ -33,6 +37,8 @@ __all__ = [
     "PROTOCOL",
     "Abort",
     "Aborted",
+    "Arm",
+    "Armed",
     "Commit",
     "CommitRefused",
     "Inspect",
@@ -44,6 +50,8 @@ __all__ = [
     "Prepare",
     "Prepared",
     "Running",
+    "Staged",
+    "State",
 ]
 
 PROTOCOL: Final = 1
@@ -105,11 +113,34 @@ class Pong:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
-    """The stopped guest's device state, and the digest of all its RAM."""
+class Arm:
+    """The guest will be stopped soon: do now what would cost downtime then."""
 
-    device_state: bytes
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Armed:
+    """The journal there says that a claim may come, and the claim is prepared."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """The next part of the device state, as `migrate.devicestate` packs it."""
+
+    content: bytes
+    is_zstd: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Staged:
+    """The part waits; nothing of it is loaded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """All of the stopped guest is there: the digest of its RAM, and how many bytes of device state it has."""
+
     digest: bytes
+    state_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +194,10 @@ MESSAGES: Final = (
     Prepared,
     Ping,
     Pong,
+    Arm,
+    Armed,
+    State,
+    Staged,
     Load,
     Loaded,
     Commit,

@@ -79,6 +79,11 @@ class PageProducer:
         """Pages of this round that no worker has taken yet."""
         return self._cursor.remaining_pages
 
+    @property
+    def payloads(self) -> int:
+        """How many payloads this round has left."""
+        return -(-self._cursor.remaining_pages // BATCH_PAGES)
+
     def __call__(self, out: memoryview) -> int:
         """Write the next payload to `out`; 0 when the round has no more pages."""
         runs = self._cursor.take()

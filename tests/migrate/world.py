@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from memory.bitmap import DirtyBitmap
 from memory.codec import MAX_PAYLOAD_BYTES
 from memory.layout import PAGE_BYTES
-from memory.runs import Runs, expand, runs_of_mask
+from memory.runs import Runs, empty_runs, expand, runs_of_mask
 from migrate.controls import Controls
 from migrate.destination import DestinationPorts, IncomingMigration
 from migrate.errors import GuestRefused, GuestUnknown, JournalFailed, StorageFailed
@@ -29,7 +29,7 @@ from migrate.messages import MESSAGES, Prepare, Prepared
 from migrate.ownership import Ownership
 from migrate.phases import Phase
 from migrate.plan import Policy
-from migrate.ports import PayloadConsumer, PayloadProducer
+from migrate.ports import DeviceStateSink, PayloadConsumer, PayloadProducer
 from migrate.preflight import Probe, Reading
 from migrate.source import OutgoingMigration
 from migrate.source_ports import SourcePorts, SourceSettings
@@ -135,6 +135,7 @@ class FakeGuest:
         self.ram = ArrayRam(PAGES)
         self.tracker = ScriptedTracker(self)
         self.state = b"registers"
+        self.staged = b""
         self.is_running = is_running
         self.rng = random.Random(7)
         self.dirty_per_round = [200, 60, 20, 5, 2]
@@ -153,19 +154,34 @@ class FakeGuest:
         mask[list(gfns)] = True
         self.tracker.log.mark(runs_of_mask(mask))
 
-    async def pause(self) -> None:
+    discards = False
+
+    def discarded_runs(self, among: Runs) -> Runs:
+        return empty_runs()
+
+    async def drain(self) -> None:
+        pass
+
+    async def pause(self) -> float:
         self.is_running = False
         self.world.record()
+        return 0.0
+
+    async def pause_for_switchover(self, send: DeviceStateSink) -> float:
+        return await self.pause()
 
     async def resume(self) -> None:
         self.is_running = True
         self.world.record()
 
-    async def save_device_state(self) -> bytes:
-        return self.state
+    async def save_device_state(self, send: DeviceStateSink) -> None:
+        await send(self.state)
 
-    async def load_device_state(self, state: bytes) -> None:
-        self.state = state
+    async def stage_device_state(self, part: bytes) -> None:
+        self.staged += part
+
+    async def load_device_state(self) -> None:
+        self.state = self.staged
 
     async def destroy(self) -> None:
         self.is_running = False
@@ -236,6 +252,7 @@ class FakeStorage:
     records: dict[int, Ownership] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     failing_claims: dict[str, list[str]] = field(default_factory=dict)
+    staged: set[Ownership] = field(default_factory=set)
 
     def seen_from(self, host: str) -> StorageOfHost:
         return StorageOfHost(self, host)
@@ -282,12 +299,19 @@ class StorageOfHost:
         failure = failures.pop(0) if failures else ""
         if failure == "before":
             raise StorageFailed("the storage does not answer")
+        self.shared.staged.discard(wanted)
         latest = await self.latest(directory, wanted.guest_id)
         if latest is None or latest.generation < wanted.generation:
             self.shared.records[wanted.generation] = latest = wanted
         if failure == "after":
             raise StorageFailed("the storage did not say whether it did it")
         return latest
+
+    async def stage_claim(self, directory: str, wanted: Ownership) -> None:
+        self.shared.staged.add(wanted)
+
+    async def unstage_claim(self, directory: str, wanted: Ownership) -> None:
+        self.shared.staged.discard(wanted)
 
     async def tidy(self, directory: str, guest_id: str) -> None:
         for generation in sorted(self.shared.records)[:-3]:
@@ -344,7 +368,7 @@ class InMemorySender:
         self._bytes_per_s = bytes_per_s
         self._buffer = memoryview(bytearray(MAX_PAYLOAD_BYTES))
 
-    async def send_all(self, producer: PayloadProducer) -> None:
+    async def send_all(self, producer: PayloadProducer, *, payloads: int | None = None) -> None:
         while size := producer(self._buffer):
             if self._fuse.count():
                 self.link_breaks += 1

@@ -146,7 +146,7 @@ class SimSender:
         self._cap: float | None = None
         self._buffer = memoryview(bytearray(MAX_PAYLOAD_BYTES))
 
-    async def send_all(self, producer: PayloadProducer) -> None:
+    async def send_all(self, producer: PayloadProducer, *, payloads: int | None = None) -> None:
         while size := producer(self._buffer):
             is_delivered = False
             while not is_delivered:
@@ -227,6 +227,12 @@ class SimStorage:
         standing = await self._of(wanted.guest_id).claim(directory, wanted)
         await self._may_fail()
         return standing
+
+    async def stage_claim(self, directory: str, wanted: Ownership) -> None:
+        await self._may_fail()
+
+    async def unstage_claim(self, directory: str, wanted: Ownership) -> None:
+        await self._may_fail()
 
     async def tidy(self, directory: str, guest_id: str) -> None:
         await self._may_fail()

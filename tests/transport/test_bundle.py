@@ -164,6 +164,18 @@ async def test_a_round_is_applied_before_send_all_returns_and_the_next_reuses_it
         assert both.dials <= 2
 
 
+@pytest.mark.parametrize(("payloads", "dials"), [(0, 1), (1, 1), (2, 2), (3, 3), (9, 3), (None, 3)])
+async def test_no_more_connections_are_woken_than_there_are_payloads(
+    payloads: int | None, dials: int
+) -> None:
+    seen = Seen()
+    async with ends(seen, connections=3) as both:
+        # A producer that gives more than was said is served all the same.
+        await both.sender.send_all(Numbers(until=40), payloads=payloads)
+        assert sorted(seen.numbers) == list(range(40))
+        assert both.dials <= dials
+
+
 async def test_an_empty_round_ends() -> None:
     seen = Seen()
     async with ends(seen) as both:

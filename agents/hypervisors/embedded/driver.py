@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, TypeVar
@@ -23,9 +24,11 @@ from agents.hypervisors.embedded.rundir import GuestPaths, clean_stale, guest_id
 from agents.hypervisors.embedded.spec import CPU_MODELS, EmbeddedSpec
 from agents.hypervisors.embedded.tracking import choose_tracker
 from memory.ram import MappedRam
+from memory.runs import Runs, empty_runs
+from migrate.devicestate import parts_of
 from migrate.errors import GuestRefused, GuestUnknown
 from migrate.facts import BlockFacts, CpuFacts, DiskFacts, GuestFacts, HostFacts
-from migrate.ports import DirtyTracker
+from migrate.ports import DeviceStateSink, DirtyTracker
 
 __all__ = ["EmbeddedHypervisor", "EmbeddedIncomingGuest", "EmbeddedRunningGuest"]
 
@@ -220,13 +223,31 @@ class EmbeddedRunningGuest(_OpenGuest):
     def tracker(self) -> DirtyTracker:
         return self._tracker
 
-    async def pause(self) -> None:
-        """Stop its CPU between two slices. May be called twice."""
-        await _in_thread(self._client.pause)
+    @property
+    def discards(self) -> bool:
+        return False
 
-    async def save_device_state(self) -> bytes:
-        """Give everything of the paused machine that is not RAM."""
-        return await _in_thread(self._client.save_state)
+    def discarded_runs(self, among: Runs) -> Runs:
+        """None: it has no balloon."""
+        return empty_runs()
+
+    async def drain(self) -> None:
+        """Its devices write to RAM only while its CPU stands between two slices."""
+
+    async def pause(self) -> float:
+        """Stop its CPU between two slices; give the seconds since it was asked to. May be called twice."""
+        asked_s = time.perf_counter()
+        await _in_thread(self._client.pause)
+        return time.perf_counter() - asked_s
+
+    async def pause_for_switchover(self, send: DeviceStateSink) -> float:
+        """As `pause`: its device state is some KiB, and none of it can be had before the stop."""
+        return await self.pause()
+
+    async def save_device_state(self, send: DeviceStateSink) -> None:
+        """Send everything of the paused machine that is not RAM."""
+        for part in parts_of(await _in_thread(self._client.save_state)):
+            await send(part)
 
     def _release(self) -> None:
         if self._is_open:
@@ -237,8 +258,17 @@ class EmbeddedRunningGuest(_OpenGuest):
 class EmbeddedIncomingGuest(_OpenGuest):
     """An empty machine at the destination. It ends with this connection until its device state is loaded."""
 
-    async def load_device_state(self, state: bytes) -> None:
+    def __init__(self, client: GuestClient, paths: GuestPaths, ram: MappedRam) -> None:
+        super().__init__(client, paths, ram)
+        self._state: list[bytes] = []
+
+    async def stage_device_state(self, part: bytes) -> None:
+        """Keep the next part."""
+        self._state.append(part)
+
+    async def load_device_state(self) -> None:
         """Load it after the last page. Raises GuestRefused."""
+        state = b"".join(self._state)
         await _in_thread(lambda: self._client.load_state(state))
 
 

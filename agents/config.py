@@ -18,6 +18,7 @@ from typing import Final
 
 from agents import pki
 from agents.errors import ConfigInvalid
+from agents.hypervisors.qemu.spec import Accel
 from agents.sections import (
     Endpoint,
     Section,
@@ -49,6 +50,7 @@ __all__ = [
     "LogLevel",
     "MoveDefaults",
     "OnTimeout",
+    "QemuSettings",
     "Settings",
     "TlsSettings",
     "client_config_path",
@@ -122,6 +124,20 @@ class EmbeddedSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class QemuSettings:
+    """[guests.qemu]: what a QEMU guest may be on this host. What is not named is not allowed."""
+
+    dir: Path
+    binary: Path
+    accels: tuple[Accel, ...]
+    kernel_dirs: tuple[Path, ...]
+    bridges: tuple[str, ...]
+    taps: tuple[str, ...]
+    memory_dir: Path
+    memory_limit_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LimitSettings:
     """[limits]; no bandwidth (None) is no cap."""
 
@@ -148,7 +164,8 @@ class MoveDefaults:
 class Settings:
     """The agent's whole configuration. `peers` are the control addresses of other hosts by their names.
 
-    `embedded` is None where the file has no [guests.embedded]: this host runs no such guests.
+    `embedded` and `qemu` are None where the file has no [guests.embedded] or [guests.qemu]: this host runs no such
+    guests.
     """
 
     agent: AgentSettings
@@ -156,6 +173,7 @@ class Settings:
     peers: Mapping[str, Endpoint]
     shared_dirs: tuple[Path, ...]
     embedded: EmbeddedSettings | None
+    qemu: QemuSettings | None
     limits: LimitSettings
     defaults: MoveDefaults
 
@@ -178,15 +196,18 @@ def load_settings(path: Path) -> Settings:
     root = Section(read_toml(path), "", problems)
     base = path.absolute().parent
     agent = _agent(root.section("agent"), base)
+    guests = root.section("guests")
     settings = Settings(
         agent=agent,
         tls=_tls(root, base, pki.Role.AGENT, agent.name or None),
         peers=_addresses(root, "peers", own_name=agent.name),
         shared_dirs=_shared_dirs(root.section("storage"), base),
-        embedded=_embedded(root.section("guests"), base),
+        embedded=_embedded(guests, base),
+        qemu=_qemu(guests, base),
         limits=_limits(root.section("limits")),
         defaults=_defaults(root.section("defaults")),
     )
+    guests.finish()
     root.finish()
     if problems:
         raise ConfigInvalid(path, tuple(problems))
@@ -310,8 +331,34 @@ def _embedded(guests: Section, base: Path) -> EmbeddedSettings | None:
             memory_limit_bytes=section.optional("memory_limit", size(at_least=1 << 20), None),
         )
     section.finish()
-    guests.finish()
     return embedded
+
+
+def _qemu(guests: Section, base: Path) -> QemuSettings | None:
+    is_used = "qemu" in guests
+    section = guests.section("qemu")
+    nobody: tuple[str, ...] = ()
+    nowhere: tuple[Path, ...] = ()
+    qemu = None
+    if is_used:
+        qemu = QemuSettings(
+            dir=section.optional("dir", paths(base), Path("/run/vmferry/qemu")),
+            binary=section.optional("binary", paths(base), Path("/usr/bin/qemu-system-x86_64")),
+            accels=section.optional("accels", listed(choice(Accel)), (Accel.KVM,)),
+            kernel_dirs=section.optional("kernel_dirs", listed(paths(base)), nowhere),
+            bridges=section.optional("bridges", listed(text), nobody),
+            taps=section.optional("taps", listed(text), nobody),
+            memory_dir=section.optional("memory_dir", paths(base), Path("/dev/shm")),
+            memory_limit_bytes=section.optional("memory_limit", size(at_least=1 << 20), None),
+        )
+        if not os.access(qemu.binary, os.X_OK):
+            section.note(
+                "binary", f"{qemu.binary} cannot be executed; Debian: apt-get install qemu-system-x86"
+            )
+        if not qemu.accels:
+            section.note("accels", "names none, so that no guest could run")
+    section.finish()
+    return qemu
 
 
 def _limits(section: Section) -> LimitSettings:

@@ -34,6 +34,7 @@ __all__ = [
     "read_toml",
     "size",
     "text",
+    "truth",
 ]
 
 T = TypeVar("T")
@@ -108,6 +109,22 @@ class Section:
                 self._problems.append(f"{outer}.{name}: {exc}")
         return named
 
+    def is_list(self, key: str) -> bool:
+        """Tell whether a key is an array: for keys that may be one value or several tables."""
+        return isinstance(self._table.get(key), list)
+
+    def tables(self, key: str) -> list[Section]:
+        """Give the tables of an array of tables: `[[disks]]`."""
+        outer = self._full(key)
+        nothing: list[object] = []
+        found: list[Section] = []
+        for number, value in enumerate(self.optional(key, _array, nothing)):
+            try:
+                found.append(Section(_table(value), f"{outer}[{number}]", self._problems))
+            except SettingsError as exc:
+                self._problems.append(f"{outer}[{number}]: {exc}")
+        return found
+
     def finish(self) -> None:
         """Note every key that was never asked for. Call when all keys were."""
         for key in self._table:
@@ -150,6 +167,13 @@ def text(value: object) -> str:
         raise SettingsError(f"must be a string, not {_kind(value)}")
     if value == "":
         raise SettingsError("must not be empty")
+    return value
+
+
+def truth(value: object) -> bool:
+    """Read true or false."""
+    if not isinstance(value, bool):
+        raise SettingsError(f"must be true or false, not {_kind(value)}")
     return value
 
 
@@ -292,6 +316,12 @@ def _is_host(host: str, in_brackets: bool) -> bool:
 def _table(value: object) -> dict[str, object]:
     if not isinstance(value, dict):
         raise SettingsError(f"must be a table, not {_kind(value)}")
+    return value
+
+
+def _array(value: object) -> list[object]:
+    if not isinstance(value, list):
+        raise SettingsError(f"must be an array of tables, not {_kind(value)}")
     return value
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "UFFD_FEATURES_WP_LOG",
     "allocate",
     "fs_magic",
+    "pagemap_absent",
     "pagemap_take_written",
     "punch_hole",
     "uffd_api",
@@ -33,7 +34,7 @@ __all__ = [
     "uffd_unregister",
     "uffd_write_protect",
     "userfaultfd",
-    "write_own_memory",
+    "write_memory",
 ]
 
 _SYS_USERFAULTFD = {"x86_64": 323, "aarch64": 282}
@@ -56,6 +57,7 @@ _PAGEMAP_SCAN = 0xC0606610
 _PM_SCAN_WP_MATCHING = 1 << 0
 _PM_SCAN_CHECK_WPASYNC = 1 << 1
 _PAGE_IS_WRITTEN = 1 << 1
+_PAGE_IS_PRESENT = 1 << 3
 _PM_SCAN_ARG = struct.Struct("12Q")
 _PM_SCAN_WALK_END = 4  # index of walk_end in that struct
 PM_SOFT_DIRTY = 1 << 55
@@ -128,20 +130,37 @@ def pagemap_take_written(pagemap: int, start: int, end: int, regions: NDArray[np
     Raises:
         OSError: EPERM: part of the range is not under asynchronous write-protection (any more).
     """
+    flags = _PM_SCAN_WP_MATCHING | _PM_SCAN_CHECK_WPASYNC
+    return _pagemap_scan(pagemap, start, end, regions, flags=flags, inverted=0, wanted=_PAGE_IS_WRITTEN)
+
+
+def pagemap_absent(pagemap: int, start: int, end: int, regions: NDArray[np.uint64]) -> tuple[int, int]:
+    """Give the pages between two addresses that are not in the page table; changes nothing.
+
+    Arguments and what is returned as for `pagemap_take_written`.
+    """
+    return _pagemap_scan(
+        pagemap, start, end, regions, flags=0, inverted=_PAGE_IS_PRESENT, wanted=_PAGE_IS_PRESENT
+    )
+
+
+def _pagemap_scan(
+    pagemap: int, start: int, end: int, regions: NDArray[np.uint64], *, flags: int, inverted: int, wanted: int
+) -> tuple[int, int]:
     argument = bytearray(
         _PM_SCAN_ARG.pack(
             _PM_SCAN_ARG.size,
-            _PM_SCAN_WP_MATCHING | _PM_SCAN_CHECK_WPASYNC,
+            flags,
             start,
             end,
             0,  # walk_end, written by the kernel
             regions.ctypes.data,
             len(regions),
             0,  # max_pages: no limit
-            0,  # category_inverted
-            _PAGE_IS_WRITTEN,  # category_mask
+            inverted,  # category_inverted
+            wanted,  # category_mask
             0,  # category_anyof_mask
-            _PAGE_IS_WRITTEN,  # return_mask
+            wanted,  # return_mask
         )
     )
     rows = fcntl.ioctl(pagemap, _PAGEMAP_SCAN, argument, True)
@@ -165,8 +184,11 @@ def fs_magic(fd: int) -> int:
     return int(ctypes.c_ulong.from_buffer(statfs).value)
 
 
-def write_own_memory(address: int, source: NDArray[np.uint8]) -> None:
-    """Copy bytes to an address of this process; a page that cannot be had is EFAULT and not SIGBUS."""
+def write_memory(pid: int, address: int, source: NDArray[np.uint8]) -> None:
+    """Copy bytes to an address of a process; a page that cannot be had is EFAULT and not SIGBUS.
+
+    Pages that this makes are charged to that process's memory cgroup, not to ours.
+    """
     done = 0
     while done < source.nbytes:
         local = _Iovec(source.ctypes.data + done, source.nbytes - done)
@@ -175,7 +197,7 @@ def write_own_memory(address: int, source: NDArray[np.uint8]) -> None:
             "process_vm_writev",
             int(
                 _libc.process_vm_writev(
-                    ctypes.c_int(os.getpid()),
+                    ctypes.c_int(pid),
                     ctypes.byref(local),
                     ctypes.c_ulong(1),
                     ctypes.byref(remote),

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from memory import linux
 from memory.errors import LayoutMismatch, OutOfRam, RamGone
 from memory.layout import PAGE_BYTES, Layout
-from memory.runs import Gfns, Mask, Runs, empty_runs, expand, fill, pages_in, runs_of_gfns
+from memory.runs import Gfns, Mask, Runs, empty_runs, expand, fill, pages_in, runs_of_gfns, subtract
 
 __all__ = ["MappedRam", "create_ram_file"]
 
@@ -60,13 +60,16 @@ def create_ram_file(layout: Layout, name: str) -> int:
 class MappedRam:
     """The RAM behind `fd`, which is open for reading and writing; a duplicate is kept, `fd` stays the caller's.
 
+    `owner` is (process, address) of a mapping of the whole RAM: pages that are not there yet are then made through it,
+    and that process's memory cgroup pays for them, not ours (1.7 GiB/s for new pages, where pwritev makes 2 to 3).
+
     Threads may read and write at once as long as they write to different pages. `close` comes after the last call.
 
     Raises:
         LayoutMismatch: theirs: the file is smaller than the layout.
     """
 
-    def __init__(self, fd: int, layout: Layout) -> None:
+    def __init__(self, fd: int, layout: Layout, *, owner: tuple[int, int] | None = None) -> None:
         self._layout = layout
         self._total_pages = layout.total_pages
         size_bytes = os.fstat(fd).st_size
@@ -85,6 +88,7 @@ class MappedRam:
         self._pages: NDArray[np.uint64] = np.frombuffer(self._mapping, dtype=np.uint64).reshape(-1, _WORDS)
         # One flag a page: certainly allocated. Looked up only where the mapping may be used.
         self._present: Mask = np.zeros(self._total_pages, dtype=np.bool_)
+        self._owner = owner
         self._is_closed = False
 
     @property
@@ -100,9 +104,29 @@ class MappedRam:
 
         Also notes them as present: call it again when the guest has grown much, and reading its new pages is fast.
         """
+        runs = self._data_runs(0, self._total_pages)
+        present = np.zeros(self._total_pages, dtype=np.bool_)
+        fill(present, runs, True)
+        self._present = present
+        return runs
+
+    def holes_among(self, runs: Runs) -> Runs:
+        """Give the pages of `runs` that are holes now: zero, and with no memory of the host's."""
+        self._check(runs)
+        holes = [empty_runs()]
+        for first_gfn, pages in runs.tolist():
+            run = np.array([[first_gfn, pages]], dtype=np.int64)
+            holes.append(subtract(run, self._data_runs(first_gfn, first_gfn + pages)))
+        found = np.concatenate(holes)
+        # They are absent now: the mapping would make them again.
+        fill(self._present, found, False)
+        return found
+
+    def _data_runs(self, first_gfn: int, end_gfn: int) -> Runs:
+        """Give the pages of a stretch that the file has memory for."""
         extents: list[tuple[int, int]] = []
-        end_bytes = self._layout.total_bytes
-        at = 0
+        end_bytes = end_gfn * PAGE_BYTES
+        at = first_gfn * PAGE_BYTES
         while at < end_bytes:
             try:
                 start = os.lseek(self._fd, at, os.SEEK_DATA)
@@ -111,16 +135,11 @@ class MappedRam:
                 if exc.errno == errno.ENXIO:  # no data from here to the end
                     break
                 raise
-            first_gfn = start // PAGE_BYTES
-            if first_gfn >= self._total_pages:
+            data_gfn = start // PAGE_BYTES
+            if data_gfn >= end_gfn:
                 break
-            end_gfn = min(-(-at // PAGE_BYTES), self._total_pages)
-            extents.append((first_gfn, end_gfn - first_gfn))
-        runs = np.array(extents, dtype=np.int64) if extents else empty_runs()
-        present = np.zeros(self._total_pages, dtype=np.bool_)
-        fill(present, runs, True)
-        self._present = present
-        return runs
+            extents.append((data_gfn, min(-(-at // PAGE_BYTES), end_gfn) - data_gfn))
+        return np.array(extents, dtype=np.int64) if extents else empty_runs()
 
     def gather(self, runs: Runs, out: memoryview) -> int:
         """Copy the pages of `runs`, in order, to the start of `out`; give the number of bytes.
@@ -222,18 +241,19 @@ class MappedRam:
     def _write(self, first_gfn: int, source: memoryview) -> None:
         at = first_gfn * PAGE_BYTES
         try:
-            if self._is_huge:
-                # hugetlbfs has no write(). Allocating first gives ENOSPC, and the copy through the kernel EFAULT,
-                # where a store would give SIGBUS.
-                linux.allocate(self._fd, at, source.nbytes)
-                linux.write_own_memory(self._pages.ctypes.data + at, np.frombuffer(source, dtype=np.uint8))
+            if self._is_huge or self._owner is not None:
+                # hugetlbfs has no write(). The copy through the kernel gives EFAULT where a store would give SIGBUS.
+                if self._owner is None:
+                    linux.allocate(self._fd, at, source.nbytes)
+                pid, address = self._owner or (os.getpid(), self._pages.ctypes.data)
+                linux.write_memory(pid, address + at, np.frombuffer(source, dtype=np.uint8))
                 return
             while source:
                 put = os.pwritev(self._fd, [source], at)
                 at += put
                 source = source[put:]
         except OSError as exc:
-            if exc.errno in _NO_MEMORY:
+            if exc.errno in _NO_MEMORY or (exc.errno == errno.EFAULT and self._owner is not None):
                 raise OutOfRam(first_gfn=at // PAGE_BYTES, wanted_bytes=source.nbytes) from exc
             raise
 

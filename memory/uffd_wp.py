@@ -17,6 +17,7 @@ import errno
 import mmap
 import os
 import select
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,12 +118,15 @@ class UffdWpTracker:
         """
         if not self._is_started:
             raise TrackerError("this tracker is not running")
+        return self._scan(linux.pagemap_take_written)
+
+    def _scan(self, scan: Callable[[int, int, int, NDArray[np.uint64]], tuple[int, int]]) -> Runs:
         found: list[Runs] = []
         try:
             for area in self._areas:
                 at = area.address
                 while at < area.end_address:
-                    rows, at = linux.pagemap_take_written(self._pagemap, at, area.end_address, self._regions)
+                    rows, at = scan(self._pagemap, at, area.end_address, self._regions)
                     found.append(self._runs_of(rows, area))
         except OSError as exc:
             self._check_alive()
@@ -135,6 +139,15 @@ class UffdWpTracker:
         # and a scan of nothing finds nothing: that is no clean guest.
         self._check_alive()
         return np.concatenate(found) if found else empty_runs()
+
+    def absent(self) -> Runs:
+        """Give the pages that are not in the guest's page table: given back, swapped out, or never touched.
+
+        0.2 ms per GiB when they are few. Raises TrackerError as `harvest` does.
+        """
+        if not self._is_started:
+            raise TrackerError("this tracker is not running")
+        return self._scan(linux.pagemap_absent)
 
     def stop(self) -> None:
         """Leave the guest as it was before start. May be called twice, and before start."""

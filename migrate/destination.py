@@ -97,7 +97,8 @@ async def inspect(
     """Answer the preflight's questions; changes nothing."""
     check_protocol(request.protocol)
     return Inspected(
-        host=await hypervisor.host_facts(),
+        host=await hypervisor.host_facts(request.guest),
+        objections=await hypervisor.objections(request.guest),
         readings=await storage.read_probes(request.probes),
         ownership_error=await storage.check_ownership_dir(request.ownership_dir),
         reserved_bytes=reserved_bytes,
@@ -186,12 +187,7 @@ class IncomingMigration:
         self.source_host = request.source_host
         self._directory = request.ownership_dir
         await self._check_generation(request)
-        self._incoming = incoming = await ports.hypervisor.prepare_incoming(request.guest)
-        self._undo.push("the empty machine", incoming.destroy)
-        self._digest = RamDigest(incoming.ram.total_pages, request.digest_key)
-        consumer = PageConsumer(ram=incoming.ram, digest=self._digest)
-        self._receiver = await ports.open_receiver(request, consumer)
-        self._undo.push("the data connections", self._receiver.aclose)
+        # Before there is a machine: a restart must know that one may have been left here.
         await ports.journal.append(
             "prepared",
             guest_id=self.guest_id,
@@ -200,6 +196,12 @@ class IncomingMigration:
             generation=request.generation,
             ownership_dir=request.ownership_dir,
         )
+        self._incoming = incoming = await ports.hypervisor.prepare_incoming(request.guest)
+        self._undo.push("the empty machine", incoming.destroy)
+        self._digest = RamDigest(incoming.ram.total_pages, request.digest_key)
+        consumer = PageConsumer(ram=incoming.ram, digest=self._digest)
+        self._receiver = await ports.open_receiver(request, consumer)
+        self._undo.push("the data connections", self._receiver.aclose)
         self._advance(Event.PREPARED, "an empty machine waits for pages")
         return Prepared(data_port=self._receiver.data_port)
 
@@ -239,7 +241,7 @@ class IncomingMigration:
         self._state_bytes += len(part)
         if self._state_bytes > MAX_DEVICE_STATE_BYTES:
             raise GuestRefused(f"the device state has more than {MAX_DEVICE_STATE_BYTES >> 20} MiB")
-        await self._incoming.stage_device_state(part)
+        await self._incoming.stage_device_state(part, request.is_early)
         return Staged()
 
     async def _load(self, request: Load) -> Loaded:

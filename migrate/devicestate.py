@@ -11,12 +11,22 @@ import zstandard
 
 from migrate.messages import State
 
-__all__ = ["MAX_DEVICE_STATE_BYTES", "STATE_PART_BYTES", "StateInvalid", "pack", "parts_of", "unpack"]
+__all__ = [
+    "FAST_LINK_BYTES_PER_S",
+    "MAX_DEVICE_STATE_BYTES",
+    "STATE_PART_BYTES",
+    "StateInvalid",
+    "pack",
+    "parts_of",
+    "unpack",
+]
 
 STATE_PART_BYTES: Final = 1 << 20
 # QEMU's is 0.3 MiB for a bare machine and 0.9 MiB with many devices, and has the blocks of RAM that it does not share
 # in it: firmware, and a display of up to 64 MiB in the largest that QEMU's own devices have.
 MAX_DEVICE_STATE_BYTES: Final = 96 << 20
+# What a link must carry, so that sending a part as it is takes no longer than compressing it does: 1 Gbit/s and more.
+FAST_LINK_BYTES_PER_S: Final = 150e6
 # Below this a part is a few packets anyway; above, level 1 takes 2.5 ms per MiB and QEMU's state shrinks to a fifth.
 _MIN_ZSTD_BYTES: Final = 32 << 10
 
@@ -30,13 +40,13 @@ def parts_of(state: bytes) -> list[bytes]:
     return [state[at : at + STATE_PART_BYTES] for at in range(0, len(state), STATE_PART_BYTES)]
 
 
-def pack(part: bytes) -> State:
-    """Pack one part of at most STATE_PART_BYTES; takes some milliseconds."""
-    if len(part) >= _MIN_ZSTD_BYTES:
+def pack(part: bytes, *, is_early: bool = False, is_link_slow: bool = True) -> State:
+    """Pack one part of at most STATE_PART_BYTES; compressing takes some milliseconds."""
+    if len(part) >= _MIN_ZSTD_BYTES and is_link_slow:
         content = zstandard.ZstdCompressor(level=1, write_content_size=True).compress(part)
         if len(content) < len(part):
-            return State(content=content, is_zstd=True)
-    return State(content=part, is_zstd=False)
+            return State(content=content, is_zstd=True, is_early=is_early)
+    return State(content=part, is_zstd=False, is_early=is_early)
 
 
 def unpack(state: State) -> bytes:

@@ -39,22 +39,34 @@ class DiskFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Objection:
+    """What a host's driver has against a guest that wants to come. `check` is stable, as a finding's is."""
+
+    check: str
+    found: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GuestFacts:
     """One guest as its driver sees it.
 
     `guest_id` is the identity that ownership is about: it stays the same on every host. `spec` is the
     driver's own description of the machine, from which the destination's driver makes an empty one; it is
-    opaque to everything else and hostile to the driver that reads it.
+    opaque to everything else and hostile to the driver that reads it. `machine` is the versioned type of the machine;
+    `blockers` says, a sentence each, what about this guest as it is now lets nobody move it.
     """
 
     guest_id: str
     name: str
     hypervisor: str
     is_running: bool
+    machine: str
     blocks: tuple[BlockFacts, ...]
     cpu: CpuFacts
     disks: tuple[DiskFacts, ...]
     spec: bytes
+    blockers: tuple[str, ...] = ()
 
     @property
     def ram_bytes(self) -> int:
@@ -66,11 +78,12 @@ class GuestFacts:
 class HostFacts:
     """What a host can give to one more guest of one hypervisor.
 
-    `cpus` are the models its hypervisor can run, each with every feature it has there.
+    `cpus` are the models its hypervisor can run, each with every feature it has there; `machines` the machine types.
     """
 
     name: str
     hypervisor: str
     cpus: tuple[CpuFacts, ...]
+    machines: tuple[str, ...]
     free_memory_bytes: int
     guest_ids: tuple[str, ...]

@@ -63,6 +63,7 @@ async def run_preflight(guest: RunningGuest, asker: Asker, storage: SharedStorag
         Inspection(
             guest=guest.facts,
             host=inspected.host,
+            objections=inspected.objections,
             nonces=nonces,
             readings=inspected.readings,
             ownership_error=inspected.ownership_error,

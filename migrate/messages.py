@@ -29,7 +29,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from migrate.facts import GuestFacts, HostFacts
+from migrate.facts import GuestFacts, HostFacts, Objection
 from migrate.preflight import Probe, Reading
 
 __all__ = [
@@ -72,6 +72,7 @@ class Inspected:
     """`reserved_bytes` of this guest's RAM are already there (not zero after Prepare)."""
 
     host: HostFacts
+    objections: tuple[Objection, ...]
     readings: tuple[Reading, ...]
     ownership_error: str | None
     reserved_bytes: int
@@ -124,10 +125,11 @@ class Armed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """The next part of the device state, as `migrate.devicestate` packs it."""
+    """The next part of the device state, as `migrate.devicestate` packs it. Loading an early one reads no RAM."""
 
     content: bytes
     is_zstd: bool
+    is_early: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

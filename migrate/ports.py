@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from migrate.facts import DiskFacts, GuestFacts, HostFacts
+from migrate.facts import DiskFacts, GuestFacts, HostFacts, Objection
 from migrate.ownership import Ownership
 from migrate.phases import Phase
 from migrate.preflight import Probe, Reading
@@ -76,8 +76,9 @@ class DirtyTracker(Protocol):
         ...
 
 
-# Take the next part of a guest's device state, at most STATE_PART_BYTES of it.
-DeviceStateSink = Callable[[bytes], Awaitable[None]]
+# Take the next part of a guest's device state, at most STATE_PART_BYTES of it, and whether it is early: such a part may
+# be loaded before the last pages are in, for loading it reads no RAM.
+DeviceStateSink = Callable[[bytes, bool], Awaitable[None]]
 
 
 class RunningGuest(Protocol):
@@ -117,6 +118,10 @@ class RunningGuest(Protocol):
         """
         ...
 
+    async def prepare_switchover(self) -> None:
+        """Do beforehand what `pause_for_switchover` can be spared; it runs on. May be called twice."""
+        ...
+
     async def pause_for_switchover(self, send: DeviceStateSink) -> float:
         """Pause it to run elsewhere; what of its device state can travel before it stops is sent meanwhile."""
         ...
@@ -144,8 +149,8 @@ class IncomingGuest(Protocol):
     @property
     def ram(self) -> GuestRam: ...
 
-    async def stage_device_state(self, part: bytes) -> None:
-        """Keep the next part; nothing of it is loaded yet. At most MAX_DEVICE_STATE_BYTES come in all."""
+    async def stage_device_state(self, part: bytes, is_early: bool) -> None:
+        """Keep the next part; only an early one may be loaded yet. At most MAX_DEVICE_STATE_BYTES come in all."""
         ...
 
     async def load_device_state(self) -> None:
@@ -171,7 +176,13 @@ class Hypervisor(Protocol):
     @property
     def name(self) -> str: ...
 
-    async def host_facts(self) -> HostFacts: ...
+    async def host_facts(self, guest: GuestFacts | None = None) -> HostFacts:
+        """What this host can give: to such a guest, where that differs from guest to guest."""
+        ...
+
+    async def objections(self, facts: GuestFacts) -> tuple[Objection, ...]:
+        """Everything that this host's configuration and devices have against such a guest; changes nothing."""
+        ...
 
     async def guests(self) -> list[GuestFacts]: ...
 

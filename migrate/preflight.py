@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from migrate.facts import GuestFacts, HostFacts
+from migrate.facts import GuestFacts, HostFacts, Objection
 
 __all__ = ["Finding", "Inspection", "PreflightReport", "Probe", "Reading", "Severity", "examine"]
 
 # What the destination needs beside the guest's RAM: the hypervisor's own process, page tables, buffers.
 OVERHEAD_BYTES: Final = 64 << 20
+# Of a list in a sentence: enough to choose from, short enough to be read.
+MAX_NAMED: Final = 8
 
 
 class Severity(StrEnum):
@@ -48,7 +50,8 @@ class Inspection:
     """Everything that one preflight judges.
 
     `nonces` are what the source wrote for each disk, `readings` what the destination read there.
-    `ownership_error` says why the destination could not keep an ownership record, if it could not.
+    `ownership_error` says why the destination could not keep an ownership record, if it could not. `objections` are
+    the destination's driver's.
     """
 
     guest: GuestFacts
@@ -56,6 +59,7 @@ class Inspection:
     nonces: dict[str, bytes]
     readings: tuple[Reading, ...]
     ownership_error: str | None
+    objections: tuple[Objection, ...] = ()
     reserved_bytes: int = 0
 
 
@@ -92,7 +96,17 @@ class PreflightReport:
 def examine(inspection: Inspection) -> PreflightReport:
     """Run every check."""
     findings: list[Finding] = []
-    for check in (_hypervisor, _cpu, _storage, _ownership, _memory, _identity):
+    for check in (
+        _hypervisor,
+        _machine,
+        _cpu,
+        _blockers,
+        _objections,
+        _storage,
+        _ownership,
+        _memory,
+        _identity,
+    ):
         findings.extend(check(inspection))
     return PreflightReport(findings=tuple(findings))
 
@@ -112,13 +126,51 @@ def _hypervisor(inspection: Inspection) -> Iterator[Finding]:
         )
 
 
+def _machine(inspection: Inspection) -> Iterator[Finding]:
+    guest, host = inspection.guest, inspection.host
+    if guest.hypervisor != host.hypervisor:
+        return
+    if guest.machine in host.machines:
+        yield Finding(
+            check="machine", severity=Severity.OK, found=f"{host.name} knows the machine {guest.machine}"
+        )
+        return
+    known = ", ".join(host.machines[-MAX_NAMED:]) or "none"
+    yield Finding(
+        check="machine",
+        severity=Severity.REFUSED,
+        found=f"{guest.name} is a machine of type {guest.machine}, which {host.name} does not know: it knows {known}",
+        remedy=f"Upgrade the hypervisor of {host.name}, or start the guest with one of those types",
+    )
+
+
+def _blockers(inspection: Inspection) -> Iterator[Finding]:
+    for blocker in inspection.guest.blockers:
+        yield Finding(
+            check="guest-blocked",
+            severity=Severity.REFUSED,
+            found=f"{inspection.guest.name} cannot be moved as it is: {blocker}",
+            remedy="Take that device or job away from the guest first",
+        )
+
+
+def _objections(inspection: Inspection) -> Iterator[Finding]:
+    for objection in inspection.objections:
+        yield Finding(
+            check=objection.check,
+            severity=Severity.REFUSED,
+            found=f"{inspection.host.name}: {objection.found}",
+            remedy=objection.remedy,
+        )
+
+
 def _cpu(inspection: Inspection) -> Iterator[Finding]:
     guest, host = inspection.guest, inspection.host
     wanted = set(guest.cpu.features)
     same_model = [cpu for cpu in host.cpus if cpu.model == guest.cpu.model]
     fitting = sorted(cpu.model for cpu in host.cpus if wanted <= set(cpu.features))
     advice = (
-        f"Models there that have all of them: {', '.join(fitting[:8])}"
+        f"Models there that have all of them: {', '.join(fitting[:MAX_NAMED])}"
         if fitting
         else "No model there has all of them: start the guest with a smaller CPU model"
     )

@@ -22,7 +22,7 @@ from memory.errors import RamError
 from migrate.compression import CompressionChooser
 from migrate.controls import Controls
 from migrate.copying import Copier
-from migrate.devicestate import pack
+from migrate.devicestate import FAST_LINK_BYTES_PER_S, pack
 from migrate.doubt import settle
 from migrate.errors import (
     InDoubt,
@@ -227,7 +227,7 @@ class OutgoingMigration:
             if decision.next is Next.ABORT:
                 raise NotConverging(decision.because)
             await self._examine(guest)
-            await self._arm()
+            await self._arm(guest)
             if not self._is_suspended:
                 # All this took some milliseconds of the guest's writes: one more short round.
                 await copier.round()
@@ -248,21 +248,28 @@ class OutgoingMigration:
             watchers.start_soon(self._watch_destination)
             watchers.start_soon(self._report_progress, copier)
             await copier.send_dirty()
-            await self._arm()
+            await self._arm(guest)
             watchers.cancel_scope.cancel()
 
-    async def _arm(self) -> None:
+    async def _arm(self, guest: RunningGuest) -> None:
         """Have both journals say that COMMIT may leave, and the claim prepared, while that costs no downtime.
 
         A restart that finds the entry asks ownership, which is right whether COMMIT left or not.
         """
         async with anyio.create_task_group() as both:
             both.start_soon(self._asker.ask, Arm(), Armed)
+            both.start_soon(guest.prepare_switchover)
             await self._ports.journal.append("commit-may-leave")
 
-    async def _send_state(self, part: bytes) -> None:
+    async def _send_state(self, part: bytes, is_early: bool) -> None:
         """Give the destination the next part of the device state."""
-        await self._asker.ask(await anyio.to_thread.run_sync(pack, part), Staged)
+        rounds = self._copier.rounds if self._copier else ()
+        is_slow = not rounds or rounds[-1].goodput_bytes_per_s < FAST_LINK_BYTES_PER_S
+        if is_slow:
+            packed = await anyio.to_thread.run_sync(lambda: pack(part, is_early=is_early))
+        else:
+            packed = pack(part, is_early=is_early, is_link_slow=False)
+        await self._asker.ask(packed, Staged)
         self._state_bytes += len(part)
 
     async def _stop(self, guest: RunningGuest, copier: Copier) -> None:

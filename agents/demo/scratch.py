@@ -65,6 +65,7 @@ class Scratch:
 
     folder: Path
     is_kept: bool = False
+    has_qemu: bool = False
 
     @property
     def shared(self) -> Path:
@@ -76,6 +77,14 @@ class Scratch:
 
     def guests_dir(self, host: str) -> Path:
         return self.folder / host / "guests"
+
+    def qemu_dir(self, host: str) -> Path:
+        return self.folder / host / "qemu"
+
+    @property
+    def boot(self) -> Path:
+        """Where the kernel and the initramfs of a QEMU guest are."""
+        return self.folder / "boot"
 
     def log(self, host: str) -> Path:
         return self.folder / f"{host}.log"
@@ -89,6 +98,7 @@ class Scratch:
         found = [self.log(host) for host in HOSTS]
         for host in HOSTS:
             found += sorted(self.guests_dir(host).glob("*.log"))
+            found += sorted(self.qemu_dir(host).glob("*.log"))
         return tuple(path for path in found if path.exists())
 
     def last_words(self, host: str) -> str:
@@ -227,6 +237,15 @@ address = "{address}"
 shared_dirs = ["shared"]
 [guests.embedded]
 dir = "{host}/guests"
+{_qemu_section(host) if scratch.has_qemu else ""}"""
+
+
+def _qemu_section(host: str) -> str:
+    return f"""\
+[guests.qemu]
+dir = "{host}/qemu"
+accels = ["kvm", "tcg"]
+kernel_dirs = ["boot"]
 """
 
 

@@ -35,6 +35,8 @@ from agents.host.parts import HostParts
 from agents.host.recovery import Recovery
 from agents.httpd import Page, serve_pages
 from agents.hypervisors.embedded.driver import EmbeddedHypervisor
+from agents.hypervisors.qemu.allowed import qemu_host
+from agents.hypervisors.qemu.driver import QemuHypervisor
 from agents.logs import get_logger, log_event
 from agents.metrics import CONTENT_TYPE, AgentMetrics
 from agents.storage import SharedDirs
@@ -66,6 +68,10 @@ class HostAgent:
                 settings.embedded.dir,
                 settings.agent.name,
                 memory_limit_bytes=settings.embedded.memory_limit_bytes,
+            )
+        if settings.qemu is not None:
+            hypervisors["qemu"] = QemuHypervisor(
+                qemu_host(settings.qemu, settings.shared_dirs), settings.agent.name
             )
         self._jobs = JobTable()
         self._metrics = AgentMetrics(settings.agent.name, VERSION)

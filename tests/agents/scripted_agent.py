@@ -126,6 +126,7 @@ def guest_facts(name: str = "vm1", guest_id: str = "id-of-vm1", *, is_running: b
         name=name,
         hypervisor="embedded",
         is_running=is_running,
+        machine="embedded-1",
         blocks=(BlockFacts(name="ram", size_bytes=64 << 20),),
         cpu=CpuFacts(model="qemu64", features=("sse2",)),
         disks=(),

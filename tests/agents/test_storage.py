@@ -328,6 +328,7 @@ def facts_with(*disks: DiskFacts) -> GuestFacts:
         name="guest",
         hypervisor="embedded",
         is_running=True,
+        machine="embedded-1",
         blocks=(),
         cpu=CpuFacts(model="Haswell", features=()),
         disks=disks,

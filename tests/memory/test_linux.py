@@ -46,11 +46,11 @@ def test_bytes_are_copied_to_our_own_memory_and_a_missing_page_is_an_error() -> 
     with mmap.mmap(-1, 2 * PAGE_BYTES) as page:
         target = np.frombuffer(page, dtype=np.uint8)
         address = int(target.ctypes.data)
-        linux.write_own_memory(address, source)
+        linux.write_memory(os.getpid(), address, source)
         assert (target == source).all()
         del target
     with pytest.raises(OSError, match="process_vm_writev") as error:
-        linux.write_own_memory(1 << 46, source)
+        linux.write_memory(os.getpid(), 1 << 46, source)
     assert error.value.errno == errno.EFAULT
 
 

@@ -259,3 +259,49 @@ def test_a_kernel_that_refuses_memory_is_out_of_ram(monkeypatch: pytest.MonkeyPa
         with pytest.raises(OutOfRam) as error:
             ram.scatter(run((3, 2)), memoryview(page(1) * 2))
         assert (error.value.first_gfn, error.value.wanted_bytes) == (3, 2 * PAGE_BYTES)
+
+
+class _Owner:
+    """A mapping of a RAM file, as a guest's process has one; here the process is this one."""
+
+    def __init__(self, fd: int) -> None:
+        self.mapping = mmap.mmap(fd, LAYOUT.total_bytes)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.mapping))
+
+
+class TestRamFilledThroughItsOwner(GuestRamContract):
+    @pytest.fixture
+    def ram(self) -> Iterator[MappedRam]:
+        fd = create_ram_file(LAYOUT, "owned")
+        owner = _Owner(fd)
+        ram = MappedRam(fd, LAYOUT, owner=(os.getpid(), owner.address))
+        os.close(fd)
+        yield ram
+        ram.close()
+
+
+def test_new_pages_are_made_by_the_owner() -> None:
+    fd = create_ram_file(LAYOUT, "owned")
+    owner = _Owner(fd)
+    ram = MappedRam(fd, LAYOUT, owner=(os.getpid(), owner.address))
+    os.close(fd)
+    present = _present_pages(owner.address)
+    ram.scatter(run((0, 64)), memoryview(page(1) * 64))
+    assert _present_pages(owner.address) == present + 64
+    ram.close()
+
+
+def test_an_owner_that_is_gone_is_an_error_and_no_end_of_ours() -> None:
+    with mapped(create_ram_file(LAYOUT, "owned")) as plain:
+        ram = MappedRam(plain._fd, LAYOUT, owner=(os.getpid(), 1 << 46))
+        with pytest.raises(OutOfRam):
+            ram.scatter(run((0, 1)), memoryview(page(1)))
+        ram.close()
+
+
+def _present_pages(address: int) -> int:
+    """Count the pages of the RAM that are in this process's page table at an address."""
+    with open("/proc/self/pagemap", "rb") as pagemap:
+        pagemap.seek(address // PAGE_BYTES * 8)
+        entries = np.frombuffer(pagemap.read(LAYOUT.total_pages * 8), dtype=np.uint64)
+    return int(np.count_nonzero(entries >> np.uint64(63)))

@@ -124,6 +124,23 @@ def test_half_of_ram_unprotected_is_a_lost_log(tracked: Tracked) -> None:
     tracker.stop()
 
 
+def test_pages_that_were_given_back_are_absent_and_in_no_harvest(tracked: Tracked) -> None:
+    tracked.write(np.arange(0, 100))
+    tracked.tracker.start()
+    given_back = np.array([[10, 5], [50, 1]], dtype=np.int64)
+    tracked.ram.scatter_zeros(given_back)
+    assert set(expand(given_back)) <= set(expand(tracked.tracker.absent()))
+    assert not set(range(10)) & set(expand(tracked.tracker.absent()))
+    assert len(tracked.tracker.harvest()) == 0
+    tracked.write(np.array([11]))
+    assert tracked.tracker.harvest().tolist() == [[11, 1]]
+
+
+def test_absent_pages_need_a_log_that_runs(tracked: Tracked) -> None:
+    with pytest.raises(TrackerError, match="not running"):
+        tracked.tracker.absent()
+
+
 def test_a_second_tracker_is_told_about_the_first(tracked: Tracked) -> None:
     tracked.tracker.start()
     second = tracked.guest.track()

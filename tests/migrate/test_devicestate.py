@@ -36,11 +36,19 @@ def test_a_whole_state_is_cut_into_parts_without_loss() -> None:
 @pytest.mark.parametrize(
     "hostile",
     [
-        State(content=bytes(STATE_PART_BYTES + 1), is_zstd=False),
-        State(content=zstandard.ZstdCompressor().compress(bytes(STATE_PART_BYTES + 1)), is_zstd=True),
-        State(content=zstandard.ZstdCompressor(write_content_size=False).compress(bytes(10)), is_zstd=True),
-        State(content=zstandard.ZstdCompressor().compress(bytes(1000))[:-1], is_zstd=True),
-        State(content=b"", is_zstd=True),
+        State(content=bytes(STATE_PART_BYTES + 1), is_zstd=False, is_early=False),
+        State(
+            content=zstandard.ZstdCompressor().compress(bytes(STATE_PART_BYTES + 1)),
+            is_zstd=True,
+            is_early=False,
+        ),
+        State(
+            content=zstandard.ZstdCompressor(write_content_size=False).compress(bytes(10)),
+            is_zstd=True,
+            is_early=False,
+        ),
+        State(content=zstandard.ZstdCompressor().compress(bytes(1000))[:-1], is_zstd=True, is_early=False),
+        State(content=b"", is_zstd=True, is_early=False),
     ],
 )
 def test_a_part_that_no_packer_gives_is_refused(hostile: State) -> None:
@@ -51,4 +59,4 @@ def test_a_part_that_no_packer_gives_is_refused(hostile: State) -> None:
 @given(st.binary(max_size=200))
 def test_garbage_raises_only_its_own_error(content: bytes) -> None:
     with contextlib.suppress(StateInvalid):
-        unpack(State(content=content, is_zstd=True))
+        unpack(State(content=content, is_zstd=True, is_early=False))

@@ -2,11 +2,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from migrate.facts import CpuFacts, HostFacts
+from migrate.facts import CpuFacts, HostFacts, Objection
 from migrate.preflight import OVERHEAD_BYTES, Inspection, Reading, Severity, examine
 from tests.migrate.world import CPU, DISK, FACTS
 
-HOST = HostFacts(name="host-b", hypervisor="fake", cpus=(CPU,), free_memory_bytes=1 << 30, guest_ids=())
+HOST = HostFacts(
+    name="host-b",
+    hypervisor="fake",
+    cpus=(CPU,),
+    machines=("fake-0", "fake-1"),
+    free_memory_bytes=1 << 30,
+    guest_ids=(),
+)
 GOOD = Inspection(
     guest=FACTS,
     host=HOST,
@@ -25,6 +32,7 @@ def test_a_good_pair_passes_with_a_finding_for_every_check() -> None:
     assert report.is_passed
     assert {f.check for f in report.findings} == {
         "hypervisor",
+        "machine",
         "cpu-features",
         "storage",
         "ownership",
@@ -36,6 +44,11 @@ def test_a_good_pair_passes_with_a_finding_for_every_check() -> None:
 def test_each_problem_is_refused_alone() -> None:
     changes = {
         "hypervisor": replace(GOOD, host=replace(HOST, hypervisor="other")),
+        "machine": replace(GOOD, host=replace(HOST, machines=("fake-0",))),
+        "guest-blocked": replace(GOOD, guest=replace(FACTS, blockers=("VFIO",))),
+        "driver-check": replace(
+            GOOD, objections=(Objection(check="driver-check", found="no bridge", remedy="Make it"),)
+        ),
         "cpu-model": replace(GOOD, host=replace(HOST, cpus=(CpuFacts(model="Nehalem", features=()),))),
         "cpu-features": replace(
             GOOD, host=replace(HOST, cpus=(CpuFacts(model="Haswell", features=("sse2",)),))

@@ -24,7 +24,7 @@ from memory.runs import Runs, empty_runs, expand, runs_of_mask
 from migrate.controls import Controls
 from migrate.destination import DestinationPorts, IncomingMigration
 from migrate.errors import GuestRefused, GuestUnknown, JournalFailed, StorageFailed
-from migrate.facts import BlockFacts, CpuFacts, DiskFacts, GuestFacts, HostFacts
+from migrate.facts import BlockFacts, CpuFacts, DiskFacts, GuestFacts, HostFacts, Objection
 from migrate.messages import MESSAGES, Prepare, Prepared
 from migrate.ownership import Ownership
 from migrate.phases import Phase
@@ -50,6 +50,7 @@ FACTS = GuestFacts(
     name="guest",
     hypervisor="fake",
     is_running=True,
+    machine="fake-1",
     blocks=(BlockFacts(name="ram", size_bytes=PAGES * PAGE_BYTES),),
     cpu=CPU,
     disks=(DISK,),
@@ -167,6 +168,9 @@ class FakeGuest:
         self.world.record()
         return 0.0
 
+    async def prepare_switchover(self) -> None:
+        pass
+
     async def pause_for_switchover(self, send: DeviceStateSink) -> float:
         return await self.pause()
 
@@ -175,9 +179,9 @@ class FakeGuest:
         self.world.record()
 
     async def save_device_state(self, send: DeviceStateSink) -> None:
-        await send(self.state)
+        await send(self.state, False)
 
-    async def stage_device_state(self, part: bytes) -> None:
+    async def stage_device_state(self, part: bytes, is_early: bool) -> None:
         self.staged += part
 
     async def load_device_state(self) -> None:
@@ -215,16 +219,21 @@ class FakeHypervisor:
         self.by_id: dict[str, FakeGuest] = {}
         self.free_memory_bytes = 1 << 30
         self.cpus = (CPU,)
+        self.has_objections: tuple[Objection, ...] = ()
 
-    async def host_facts(self) -> HostFacts:
+    async def host_facts(self, guest: GuestFacts | None = None) -> HostFacts:
         running = tuple(g.facts.guest_id for g in self.by_id.values() if not isinstance(g, IncomingFake))
         return HostFacts(
             name=self.host,
             hypervisor=self.name,
             cpus=self.cpus,
+            machines=("fake-1",),
             free_memory_bytes=self.free_memory_bytes,
             guest_ids=running,
         )
+
+    async def objections(self, facts: GuestFacts) -> tuple[Objection, ...]:
+        return self.has_objections
 
     async def open_guest(self, guest_id: str) -> FakeGuest:
         if guest_id not in self.by_id:

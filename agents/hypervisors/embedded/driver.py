@@ -18,21 +18,22 @@ from anyio import to_thread
 from agents.hypervisors.embedded.client import Description, GuestClient, launch_guest
 from agents.hypervisors.embedded.cpuid import features_of_model
 from agents.hypervisors.embedded.errors import EmbeddedError, GuestGone
-from agents.hypervisors.embedded.hostmemory import free_memory_bytes
 from agents.hypervisors.embedded.ramfile import RAM_BLOCK, ram_layout
 from agents.hypervisors.embedded.rundir import GuestPaths, clean_stale, guest_ids
 from agents.hypervisors.embedded.spec import CPU_MODELS, EmbeddedSpec
 from agents.hypervisors.embedded.tracking import choose_tracker
+from agents.hypervisors.hostmemory import free_memory_bytes
 from memory.ram import MappedRam
 from memory.runs import Runs, empty_runs
 from migrate.devicestate import parts_of
 from migrate.errors import GuestRefused, GuestUnknown
-from migrate.facts import BlockFacts, CpuFacts, DiskFacts, GuestFacts, HostFacts
+from migrate.facts import BlockFacts, CpuFacts, DiskFacts, GuestFacts, HostFacts, Objection
 from migrate.ports import DeviceStateSink, DirtyTracker
 
 __all__ = ["EmbeddedHypervisor", "EmbeddedIncomingGuest", "EmbeddedRunningGuest"]
 
 NAME: Final = "embedded"
+MACHINE: Final = "embedded-1"
 _DISK: Final = "disk0"
 
 T = TypeVar("T")
@@ -54,9 +55,13 @@ class EmbeddedHypervisor:
         self._host_name = host_name
         self._memory_limit_bytes = memory_limit_bytes
 
-    async def host_facts(self) -> HostFacts:
-        """Give what this host can give to one more guest."""
+    async def host_facts(self, guest: GuestFacts | None = None) -> HostFacts:
+        """Give what this host can give to one more guest, whichever it is."""
         return await to_thread.run_sync(self._host_facts)
+
+    async def objections(self, facts: GuestFacts) -> tuple[Objection, ...]:
+        """None: whatever an embedded guest needs is found by the checks of every guest."""
+        return ()
 
     async def guests(self) -> list[GuestFacts]:
         """List the guests that are here; machines that wait for their state are none yet."""
@@ -80,6 +85,7 @@ class EmbeddedHypervisor:
             name=self._host_name,
             hypervisor=NAME,
             cpus=tuple(CpuFacts(model=model, features=features_of_model(model)) for model in CPU_MODELS),
+            machines=(MACHINE,),
             free_memory_bytes=self._free_memory_bytes(here),
             guest_ids=tuple(one.spec.guest_id for one in here if not one.is_incoming),
         )
@@ -240,6 +246,9 @@ class EmbeddedRunningGuest(_OpenGuest):
         await _in_thread(self._client.pause)
         return time.perf_counter() - asked_s
 
+    async def prepare_switchover(self) -> None:
+        """Nothing can be done beforehand."""
+
     async def pause_for_switchover(self, send: DeviceStateSink) -> float:
         """As `pause`: its device state is some KiB, and none of it can be had before the stop."""
         return await self.pause()
@@ -247,7 +256,7 @@ class EmbeddedRunningGuest(_OpenGuest):
     async def save_device_state(self, send: DeviceStateSink) -> None:
         """Send everything of the paused machine that is not RAM."""
         for part in parts_of(await _in_thread(self._client.save_state)):
-            await send(part)
+            await send(part, False)
 
     def _release(self) -> None:
         if self._is_open:
@@ -262,7 +271,7 @@ class EmbeddedIncomingGuest(_OpenGuest):
         super().__init__(client, paths, ram)
         self._state: list[bytes] = []
 
-    async def stage_device_state(self, part: bytes) -> None:
+    async def stage_device_state(self, part: bytes, is_early: bool) -> None:
         """Keep the next part."""
         self._state.append(part)
 
@@ -304,6 +313,7 @@ def _facts(described: Description) -> GuestFacts:
         name=spec.name,
         hypervisor=NAME,
         is_running=described.is_running,
+        machine=MACHINE,
         blocks=(BlockFacts(name=RAM_BLOCK, size_bytes=spec.ram_bytes),),
         cpu=CpuFacts(model=spec.cpu_model, features=features_of_model(spec.cpu_model)),
         disks=_disks(spec),

@@ -102,7 +102,7 @@ async def let_it_write(hosts: Hosts) -> None:
 async def state_of(guest: EmbeddedRunningGuest) -> bytes:
     parts: list[bytes] = []
 
-    async def keep(part: bytes) -> None:
+    async def keep(part: bytes, is_early: bool) -> None:
         parts.append(part)
 
     await guest.save_device_state(keep)
@@ -208,7 +208,7 @@ async def test_a_machine_without_device_state_is_not_found_again(hosts: Hosts) -
 
 async def test_state_of_another_machine_is_refused_and_the_source_is_as_before(hosts: Hosts) -> None:
     async with moving(hosts) as (source, destination):
-        await destination.stage_device_state(b"\xc1garbage")
+        await destination.stage_device_state(b"\xc1garbage", False)
         with pytest.raises(GuestRefused, match="msgpack"):
             await destination.load_device_state()
         with pytest.raises(GuestRefused):

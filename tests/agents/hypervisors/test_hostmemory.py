@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agents.hypervisors.embedded.hostmemory import free_memory_bytes
+from agents.hypervisors.hostmemory import free_memory_bytes
 
 
 def host(root: Path, *, available_kb: int, limits: dict[str, tuple[str, int, int]]) -> int:

@@ -1,0 +1,408 @@
+"""QEMU's arguments, whoever wrote them, as a spec: how a QEMU that somebody else started becomes a guest of ours.
+
+Law: pure. It gives a spec only if `cmdline.argv_of` would make the same machine of it, and names the argument
+otherwise: what is not understood is never left out. Sockets, logs and other things of one host are no part of a
+machine.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from agents.hypervisors.qemu.cmdline import device_arguments
+from agents.hypervisors.qemu.errors import NotAdoptable, SpecInvalid
+from agents.hypervisors.qemu.spec import (
+    Accel,
+    Backend,
+    Bus,
+    Cache,
+    DiskSpec,
+    Format,
+    MemorySpec,
+    NetworkKind,
+    NetworkSpec,
+    QemuSpec,
+    Vga,
+)
+
+__all__ = ["spec_of"]
+
+# Options that say nothing of the machine: what this process opens on its own host, and how it was started.
+_OF_THE_HOST: Final = frozenset(
+    {"chardev", "mon", "qmp", "qmp-pretty", "monitor", "pidfile", "D", "msg", "runas", "sandbox", "incoming"}
+)
+_FLAGS_OF_THE_HOST: Final = frozenset({"S", "daemonize", "no-user-config"})
+_FLAGS: Final = _FLAGS_OF_THE_HOST | {"nodefaults", "enable-kvm"}
+_SIZE: Final = re.compile(r"(?:size=)?(\d+)([KMGT]?)B?", re.IGNORECASE)
+_SHIFT: Final = {"": 20, "K": 10, "M": 20, "G": 30, "T": 40}
+# Suboptions that change nothing that a guest can see.
+_IGNORED: Final = {
+    "machine": frozenset({"dump-guest-core", "mem-merge"}),
+    "accel": frozenset({"thread"}),
+    "name": frozenset({"process", "debug-threads"}),
+    "memory": frozenset(
+        {"prealloc", "prealloc-threads", "merge", "dump", "reserve", "seal", "discard-data", "policy"}
+    ),
+    "blockdev": frozenset(
+        {"node-name", "discard", "detect-zeroes", "auto-read-only", "file.aio", "file.locking"}
+    ),
+    "device": frozenset({"id"}),
+}
+
+
+def _pairs(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Give (option, value); an option without a value has an empty one."""
+    at = 1
+    while at < len(argv):
+        word = argv[at]
+        if not word.startswith("-") or word in ("-", "--"):
+            raise NotAdoptable(f"the argument {word!r:.80} is a disk image without an option: use -blockdev")
+        option = word.lstrip("-")
+        if option in _FLAGS:
+            yield option, ""
+            at += 1
+            continue
+        if at + 1 == len(argv):
+            raise NotAdoptable(f"the argument {word} has no value, or no spec has a place for it")
+        yield option, argv[at + 1]
+        at += 2
+
+
+def _fields(value: str, first: str) -> dict[str, str]:
+    """Read `a,b=c,d=e`; the first word may stand without its key, `first`. Doubled commas are one."""
+    fields: dict[str, str] = {}
+    for number, part in enumerate(value.replace(",,", "\0").split(",")):
+        key, equals, content = part.replace("\0", ",").partition("=")
+        if not equals and number == 0:
+            key, content = first, key
+        elif not equals:
+            content = "on"
+        fields[key] = content
+    return fields
+
+
+@dataclass(slots=True)
+class _Read:
+    """What was read so far."""
+
+    values: dict[str, object] = field(default_factory=dict)
+    memories: dict[str, dict[str, str]] = field(default_factory=dict)
+    nodes: dict[str, int] = field(default_factory=dict)
+    main_memory: str = ""
+    blocks: dict[str, dict[str, str]] = field(default_factory=dict)
+    netdevs: dict[str, dict[str, str]] = field(default_factory=dict)
+    disks: list[DiskSpec] = field(default_factory=list)
+    networks: list[NetworkSpec] = field(default_factory=list)
+    serials: int = 0
+    has_nodefaults: bool = False
+
+
+def spec_of(argv: Sequence[str]) -> QemuSpec:
+    """Give the spec of a machine that runs with these arguments.
+
+    Raises:
+        NotAdoptable: an argument has no place in a spec; the sentence names it.
+    """
+    read = _Read()
+    for option, value in _pairs(argv):
+        if option in _OF_THE_HOST or option in _FLAGS_OF_THE_HOST:
+            continue
+        reader = _READERS.get(option)
+        if reader is None:
+            raise NotAdoptable(f"the argument -{option} {value!r:.120} has no place in a guest's spec")
+        reader(read, value)
+    if not read.has_nodefaults:
+        raise NotAdoptable("without -nodefaults QEMU adds devices of its own: start it with -nodefaults")
+    if read.serials != 1:
+        raise NotAdoptable(f"it has {read.serials} -serial arguments, and a guest has exactly one")
+    try:
+        spec = QemuSpec(**_values(read))  # type: ignore[arg-type]  # each was made by a reader of its type
+    except SpecInvalid as exc:
+        raise NotAdoptable(f"its arguments make no spec: {'; '.join(exc.problems)}") from exc
+    ours, theirs = _device_types(["", *device_arguments(spec)]), _device_types(argv)
+    if ours != theirs:
+        raise NotAdoptable(
+            f"its -device arguments are {', '.join(theirs) or 'none'}; a destination would have them in the order "
+            f"{', '.join(ours) or 'none'}, at other PCI addresses"
+        )
+    return spec
+
+
+def _device_types(argv: Sequence[str]) -> list[str]:
+    """Give the types of all devices, in order."""
+    return [value.partition(",")[0] for option, value in _pairs(argv) if option == "device"]
+
+
+def _values(read: _Read) -> dict[str, object]:
+    values = {"vcpus": 1, "accel": Accel.TCG, **read.values}
+    for key, option in (("guest_id", "-uuid"), ("name", "-name"), ("machine", "-machine"), ("cpu", "-cpu")):
+        if key not in values:
+            raise NotAdoptable(f"{option} is missing: a guest that moves needs it said")
+    if not read.memories:
+        raise NotAdoptable(
+            "its RAM is private to QEMU: start it with -object memory-backend-memfd,id=ram0,size=...,share=on and "
+            "-machine ...,memory-backend=ram0"
+        )
+    memories = []
+    for name, fields in read.memories.items():
+        if name != read.main_memory and name not in read.nodes:
+            raise NotAdoptable(f"the memory backend {name} is no RAM of the machine and of no NUMA node")
+        memories.append(_memory(name, fields, read.nodes.get(name, -1)))
+    values |= {
+        "memories": tuple(sorted(memories, key=lambda memory: memory.node)),
+        "disks": tuple(read.disks),
+        "networks": tuple(read.networks),
+    }
+    return values
+
+
+def _memory(name: str, fields: dict[str, str], node: int) -> MemorySpec:
+    if fields.pop("share", "off") != "on":
+        raise NotAdoptable(
+            f"the memory backend {name} is not shared, so that no agent can map it: add share=on to it"
+        )
+    kind, size_bytes = fields.pop("qom-type"), _bytes(fields.pop("size", "0"), "-object")
+    page_bytes = 0
+    if kind == "memory-backend-memfd":
+        backend = Backend.MEMFD
+        if fields.pop("hugetlb", "off") == "on":
+            page_bytes = _bytes(fields.pop("hugetlbsize", "2M"), "-object")
+    else:
+        backend = Backend.FILE
+        if re.search(r"huge", fields.pop("mem-path", "")):
+            raise NotAdoptable(
+                f"the memory backend {name} is a file of huge pages: use memory-backend-memfd,hugetlb=on"
+            )
+    _nothing_left(f"-object {kind}", fields, "memory")
+    return MemorySpec(name=name, size_bytes=size_bytes, backend=backend, page_bytes=page_bytes, node=node)
+
+
+def _bytes(words: str, option: str) -> int:
+    match = _SIZE.fullmatch(words)
+    if match is None:
+        raise NotAdoptable(f"{option}: {words!r:.40} is no size")
+    # A plain number is MiB for -m and bytes for -object.
+    shift = 0 if option == "-object" and not match[2] else _SHIFT[match[2].upper()]
+    return int(match[1]) << shift
+
+
+def _nothing_left(what: str, fields: Mapping[str, str], kind: str) -> None:
+    left = [f"{key}={value}" for key, value in fields.items() if key not in _IGNORED.get(kind, ())]
+    if left:
+        raise NotAdoptable(f"{what}: {', '.join(left)[:160]} has no place in a guest's spec")
+
+
+def _read_name(read: _Read, value: str) -> None:
+    fields = _fields(value, "guest")
+    read.values["name"] = fields.pop("guest", "")
+    _nothing_left("-name", fields, "name")
+
+
+def _read_machine(read: _Read, value: str) -> None:
+    fields = _fields(value, "type")
+    read.values["machine"] = fields.pop("type", "")
+    if "accel" in fields:
+        _set_accel(read, fields.pop("accel"))
+    read.main_memory = fields.pop("memory-backend", "")
+    _nothing_left("-machine", fields, "machine")
+
+
+def _read_accel(read: _Read, value: str) -> None:
+    fields = _fields(value, "accel")
+    _set_accel(read, fields.pop("accel", ""))
+    _nothing_left("-accel", fields, "accel")
+
+
+def _set_accel(read: _Read, words: str) -> None:
+    if words not in tuple(Accel):
+        raise NotAdoptable(f"the accelerator {words!r:.40} is not one of {', '.join(Accel)}")
+    read.values["accel"] = Accel(words)
+
+
+def _read_vcpus(read: _Read, value: str) -> None:
+    fields = _fields(value, "cpus")
+    words = fields.pop("cpus", "")
+    if not words.isdecimal():
+        raise NotAdoptable(f"-smp {value!r:.60} does not say how many")
+    read.values["vcpus"] = int(words)
+    _nothing_left("-smp", fields, "smp")
+
+
+def _read_size(read: _Read, value: str) -> None:
+    fields = _fields(value, "size")
+    _bytes(fields.pop("size", ""), "-m")
+    _nothing_left("-m", fields, "m")
+
+
+def _read_object(read: _Read, value: str) -> None:
+    fields = _fields(value, "qom-type")
+    kind = fields.get("qom-type", "")
+    if kind in ("memory-backend-memfd", "memory-backend-file"):
+        read.memories[fields.pop("id", "")] = fields
+    elif kind == "memory-backend-ram":
+        raise NotAdoptable(
+            "memory-backend-ram cannot be mapped by an agent: use memory-backend-memfd with share=on"
+        )
+    elif kind != "rng-random":
+        raise NotAdoptable(f"-object {kind:.60} has no place in a guest's spec")
+
+
+def _read_numa(read: _Read, value: str) -> None:
+    fields = _fields(value, "kind")
+    kind, node, memory = fields.pop("kind", ""), fields.pop("nodeid", ""), fields.pop("memdev", "")
+    if kind != "node" or not node.isdecimal() or not memory:
+        raise NotAdoptable(f"-numa {value!r:.80}: only node,nodeid=N,memdev=ID has a place in a guest's spec")
+    _nothing_left("-numa", fields, "numa")
+    read.nodes[memory] = int(node)
+
+
+def _read_blockdev(read: _Read, value: str) -> None:
+    if value.lstrip().startswith("{"):
+        raise NotAdoptable("-blockdev as JSON is not read: write it as driver=...,node-name=...")
+    fields = _fields(value, "driver")
+    read.blocks[fields.get("node-name", "")] = fields
+
+
+def _read_drive(read: _Read, value: str) -> None:
+    raise NotAdoptable(f"-drive {value!r:.80}: use -blockdev and -device, which say what is what")
+
+
+def _read_netdev(read: _Read, value: str) -> None:
+    fields = _fields(value, "type")
+    read.netdevs[fields.pop("id", "")] = fields
+
+
+def _read_device(read: _Read, value: str) -> None:
+    fields = _fields(value, "driver")
+    driver = fields.pop("driver", "")
+    fields.pop("id", None)
+    match driver:
+        case "virtio-blk-pci" | "scsi-hd":
+            read.disks.append(_disk(read, driver, fields))
+        case "virtio-net-pci":
+            read.networks.append(_network(read, fields))
+        case "virtio-scsi-pci":
+            pass
+        case "virtio-balloon-pci":
+            read.values["has_balloon"] = True
+            if fields.pop("free-page-reporting", "off") != "on":
+                raise NotAdoptable(
+                    "-device virtio-balloon-pci: without free-page-reporting=on it is another machine"
+                )
+        case "virtio-rng-pci":
+            read.values["has_rng"] = True
+            fields.pop("rng", None)
+        case "VGA":
+            read.values["vga"] = Vga.STD
+        case "virtio-vga":
+            read.values["vga"] = Vga.VIRTIO
+        case _:
+            raise NotAdoptable(f"-device {driver:.60} has no place in a guest's spec")
+    _nothing_left(f"-device {driver}", fields, "device")
+
+
+def _disk(read: _Read, driver: str, fields: dict[str, str]) -> DiskSpec:
+    node = fields.pop("drive", "")
+    has_cache = fields.pop("write-cache", "on") == "on"
+    if driver == "scsi-hd":
+        fields.pop("bus", None)
+    block = dict(read.blocks.get(node, {}))
+    if not block:
+        raise NotAdoptable(f"-device {driver}: its drive {node!r:.40} is no -blockdev before it")
+    kind, path = block.pop("driver"), block.pop("file.filename", "")
+    if kind not in tuple(Format) or block.pop("file.driver", "") != "file":
+        raise NotAdoptable(f"-blockdev {node}: only raw and qcow2 in a file have a place in a guest's spec")
+    is_direct = block.pop("cache.direct", "off") == "on"
+    if (
+        is_direct is not (block.pop("file.cache.direct", "off") == "on")
+        or block.pop("cache.no-flush", "off") != "off"
+    ):
+        raise NotAdoptable(f"-blockdev {node}: its caching is none of {', '.join(Cache)}")
+    if not has_cache and not is_direct:
+        raise NotAdoptable(
+            f"-device {driver}: write-cache=off without cache.direct=on has no place in a guest's spec"
+        )
+    cache = Cache.WRITEBACK if not is_direct else Cache.NONE if has_cache else Cache.DIRECTSYNC
+    is_read_only = block.pop("read-only", "off") == "on"
+    _nothing_left(f"-blockdev {node}", block, "blockdev")
+    bus = Bus.VIRTIO if driver == "virtio-blk-pci" else Bus.SCSI
+    return DiskSpec(path=path, format=Format(kind), bus=bus, cache=cache, is_read_only=is_read_only)
+
+
+def _network(read: _Read, fields: dict[str, str]) -> NetworkSpec:
+    node, mac = fields.pop("netdev", ""), fields.pop("mac", "")
+    backend = dict(read.netdevs.get(node, {}))
+    kind = backend.pop("type", "")
+    if backend.pop("vhost", "off") == "on" or kind.startswith("vhost"):
+        raise NotAdoptable(
+            f"-netdev {node}: vhost writes to the guest's RAM from outside of QEMU, and nothing here has proved that "
+            "those writes are seen: use vhost=off"
+        )
+    if kind not in tuple(NetworkKind):
+        raise NotAdoptable(f"-netdev {kind!r:.40} has no place in a guest's spec")
+    interface = backend.pop({"bridge": "br", "tap": "ifname"}.get(kind, ""), "")
+    if kind == "tap" and (backend.pop("script", "") != "no" or backend.pop("downscript", "no") != "no"):
+        raise NotAdoptable(
+            f"-netdev tap {node}: scripts are not run by a destination: use script=no,downscript=no"
+        )
+    backend.pop("helper", None)
+    _nothing_left(f"-netdev {node}", backend, "netdev")
+    return NetworkSpec(kind=NetworkKind(kind), mac=mac, interface=interface)
+
+
+def _keep(key: str) -> Callable[[_Read, str], None]:
+    def read_it(read: _Read, value: str) -> None:
+        read.values[key] = value
+
+    return read_it
+
+
+def _read_serial(read: _Read, value: str) -> None:
+    read.serials += value != "none"
+
+
+def _read_nodefaults(read: _Read, value: str) -> None:
+    read.has_nodefaults = True
+
+
+def _read_kvm(read: _Read, value: str) -> None:
+    read.values["accel"] = Accel.KVM
+
+
+def _read_display(read: _Read, value: str) -> None:
+    if value.partition(",")[0] not in ("none", "vnc", "egl-headless"):
+        raise NotAdoptable(f"-display {value!r:.40} is a window: a guest that moves has none")
+
+
+def _read_vga(read: _Read, value: str) -> None:
+    if value != "none":
+        raise NotAdoptable(f"-vga {value!r:.40}: name the card by -device")
+
+
+_READERS: Final[Mapping[str, Callable[[_Read, str], None]]] = {
+    "name": _read_name,
+    "uuid": _keep("guest_id"),
+    "machine": _read_machine,
+    "M": _read_machine,
+    "accel": _read_accel,
+    "enable-kvm": _read_kvm,
+    "cpu": _keep("cpu"),
+    "smp": _read_vcpus,
+    "m": _read_size,
+    "object": _read_object,
+    "numa": _read_numa,
+    "nodefaults": _read_nodefaults,
+    "display": _read_display,
+    "vga": _read_vga,
+    "serial": _read_serial,
+    "kernel": _keep("kernel"),
+    "initrd": _keep("initrd"),
+    "append": _keep("append"),
+    "blockdev": _read_blockdev,
+    "drive": _read_drive,
+    "netdev": _read_netdev,
+    "device": _read_device,
+}

@@ -1,0 +1,337 @@
+"""The driver: QEMU guests of one directory as `migrate.ports.Hypervisor` sees them.
+
+Law: AnyIO only. A guest is found by its QMP socket, known by its UUID, and described by the command line that its
+process was started with, whoever started it. A monitor serves one client at a time: the driver connects for a moment,
+or holds the guest for a migration and answers from what it knows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import anyio
+import anyio.to_thread
+
+from agents.hypervisors.hostmemory import free_memory_bytes
+from agents.hypervisors.qemu.adopt import spec_of
+from agents.hypervisors.qemu.allowed import QemuHost
+from agents.hypervisors.qemu.describe import (
+    blockers_of,
+    cpu_of,
+    machine_of,
+    other_writers,
+    run_state,
+    vcpu_threads,
+)
+from agents.hypervisors.qemu.errors import NotAdoptable, QemuError, SpecInvalid
+from agents.hypervisors.qemu.guest import Hold, hold
+from agents.hypervisors.qemu.hostmodels import HostModels, ModelCatalog
+from agents.hypervisors.qemu.incoming import QemuIncomingGuest
+from agents.hypervisors.qemu.launch import Process, end, launch
+from agents.hypervisors.qemu.processmap import command_line
+from agents.hypervisors.qemu.qmp import Qmp, field_of
+from agents.hypervisors.qemu.rundir import QemuPaths, monitors
+from agents.hypervisors.qemu.running import QemuRunningGuest
+from agents.hypervisors.qemu.spec import KIND, DiskSpec, QemuSpec
+from memory.errors import RamError
+from migrate.errors import GuestBusy, GuestRefused, GuestUnknown
+from migrate.facts import BlockFacts, CpuFacts, DiskFacts, GuestFacts, HostFacts, Objection
+
+__all__ = ["QemuHypervisor"]
+
+# Guests that are described at once: each is a connection and a dozen questions.
+_DESCRIBED_AT_ONCE: Final = 8
+# A monitor that another client holds is not waited for when guests are listed.
+_LIST_TIMEOUT_S: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """One QEMU of the directory. `spec` is None where it cannot be described: `problem` says why."""
+
+    paths: QemuPaths
+    pid: int
+    guest_id: str
+    name: str
+    state: str
+    spec: QemuSpec | None
+    problem: str = ""
+
+    @property
+    def is_incoming(self) -> bool:
+        """It has not run on this host yet."""
+        return self.state == "inmigrate" or (self.state != "running" and self.paths.incoming.exists())
+
+
+class QemuHypervisor:
+    """The QEMU guests of one host."""
+
+    name: Final = KIND
+
+    def __init__(self, host: QemuHost, host_name: str) -> None:
+        self._host = replace(host, dir=host.dir.absolute())
+        self._host_name = host_name
+        self._catalog = ModelCatalog(host.binary)
+        self._cpus: dict[int, CpuFacts] = {}
+        self._held: dict[Path, _Found] = {}
+
+    async def host_facts(self, guest: GuestFacts | None = None) -> HostFacts:
+        """Give what this host can give to one more guest, with that guest's accelerator."""
+        models = await self._models(guest)
+        here = await self._find_all()
+        return HostFacts(
+            name=self._host_name,
+            hypervisor=KIND,
+            cpus=models.cpus if models else (),
+            machines=models.machines if models else (),
+            free_memory_bytes=await anyio.to_thread.run_sync(self._free_memory_bytes, here),
+            guest_ids=tuple(one.guest_id for one in here if not one.is_incoming),
+        )
+
+    async def objections(self, facts: GuestFacts) -> tuple[Objection, ...]:
+        """Give everything that this host has against such a guest."""
+        if facts.hypervisor != KIND:
+            return ()
+        try:
+            spec = QemuSpec.from_bytes(facts.spec)
+        except SpecInvalid as exc:
+            return tuple(Objection(check="qemu-spec", found=one, remedy="") for one in exc.problems)
+        return tuple(await anyio.to_thread.run_sync(lambda: list(self._host.objections(spec))))
+
+    async def guests(self) -> list[GuestFacts]:
+        """List the guests that are here and can be described; machines that wait for their state are none yet."""
+        listed = []
+        for one in await self._find_all():
+            if not one.is_incoming and one.spec is not None:
+                cpu = self._cpus.get(one.pid, CpuFacts(model=one.spec.cpu_model, features=()))
+                listed.append(_facts(one.spec, cpu, is_running=one.state == "running"))
+        return listed
+
+    async def open_guest(self, guest_id: str) -> QemuRunningGuest:
+        """Take hold of a guest. Raises GuestUnknown, GuestRefused."""
+        try:
+            found = await self._find(guest_id)
+            if found is None or found.is_incoming:
+                raise GuestUnknown(f"no QEMU guest {guest_id!r:.60} on {self._host_name}")
+            if found.paths.qmp in self._held:
+                raise GuestBusy(f"guest {found.name} is held by another migration already")
+            if found.spec is None:
+                raise GuestRefused(f"the QEMU {found.name} cannot be moved: {found.problem}")
+            return await self._open(found, found.spec)
+        except (QemuError, RamError) as exc:
+            raise GuestRefused(str(exc)) from exc
+
+    async def prepare_incoming(self, facts: GuestFacts) -> QemuIncomingGuest:
+        """Start an empty machine for this guest. Raises GuestRefused."""
+        try:
+            spec = QemuSpec.from_bytes(facts.spec)
+            if (
+                facts.hypervisor != KIND
+                or facts.guest_id != spec.guest_id
+                or facts.ram_bytes != spec.ram_bytes
+            ):
+                raise GuestRefused("the guest's facts and its spec do not fit each other; update both agents")
+            if facts.blocks != _blocks(spec):
+                raise GuestRefused("the guest's blocks of RAM are not those of its spec; update both agents")
+            free_bytes = self._free_memory_bytes(await self._find_all())
+            if spec.ram_bytes > free_bytes:
+                raise GuestRefused(
+                    f"{self._host_name} has {free_bytes >> 20} MiB of memory free and the guest needs "
+                    f"{spec.ram_bytes >> 20} MiB; move another guest away or choose another host"
+                )
+            qmp, paths = await launch(spec, self._host, is_incoming=True)
+            try:
+                held = await hold(qmp, paths, spec, is_filled_here=True)
+                guest = QemuIncomingGuest(held)
+                await guest.await_state()
+                self._keep(await _interview(qmp, paths), held)
+            except BaseException:
+                with anyio.CancelScope(shield=True):
+                    await _discard(qmp, paths)
+                raise
+        except (QemuError, RamError) as exc:
+            raise GuestRefused(str(exc)) from exc
+        return guest
+
+    async def find_incoming(self, guest_id: str) -> QemuIncomingGuest | None:
+        """Give the machine of this guest that has not run here yet, after a restart of the agent."""
+        try:
+            found = await self._find(guest_id)
+            if found is None or not found.is_incoming or found.spec is None:
+                return None
+            qmp = await Qmp.connect(found.paths.qmp)
+            try:
+                held = await hold(qmp, found.paths, found.spec)
+                self._keep(found, held)
+                return QemuIncomingGuest(held)
+            except BaseException:
+                with anyio.CancelScope(shield=True):
+                    await qmp.aclose()
+                raise
+        except (QemuError, RamError) as exc:
+            raise GuestRefused(str(exc)) from exc
+
+    # ------------------------------------------------------------------ finding
+
+    async def _find_all(self) -> list[_Found]:
+        found: list[_Found] = []
+        limiter = anyio.CapacityLimiter(_DESCRIBED_AT_ONCE)
+
+        async def look(monitor: Path) -> None:
+            async with limiter:
+                if (one := await self._look_at(monitor)) is not None:
+                    found.append(one)
+
+        async with anyio.create_task_group() as tasks:
+            for monitor in await anyio.to_thread.run_sync(lambda: list(monitors(self._host.dir))):
+                tasks.start_soon(look, monitor)
+        self._cpus = {one.pid: self._cpus[one.pid] for one in found if one.pid in self._cpus}
+        return sorted(found, key=lambda one: one.guest_id)
+
+    async def _find(self, guest_id: str) -> _Found | None:
+        return next((one for one in await self._find_all() if one.guest_id == guest_id), None)
+
+    async def _look_at(self, monitor: Path) -> _Found | None:
+        """Ask one QEMU who it is; None for one that has ended or does not answer."""
+        if (held := self._held.get(monitor)) is not None:
+            # Its monitor is a migration's now: the marker says whether it is a guest of this host already.
+            is_incoming = await anyio.to_thread.run_sync(held.paths.incoming.exists)
+            return replace(held, state="inmigrate" if is_incoming else "running")
+        try:
+            async with _connected(monitor, timeout_s=_LIST_TIMEOUT_S) as qmp:
+                return await _interview(qmp, QemuPaths.of_monitor(monitor))
+        except QemuError:
+            await anyio.to_thread.run_sync(_remove_if_dead, monitor)
+            return None
+
+    async def _open(self, found: _Found, spec: QemuSpec) -> QemuRunningGuest:
+        qmp = await Qmp.connect(found.paths.qmp)
+        try:
+            if found.pid not in self._cpus:
+                self._cpus[found.pid] = await cpu_of(qmp, spec)
+            facts = replace(
+                _facts(spec, self._cpus[found.pid], is_running=await run_state(qmp) == "running"),
+                machine=await machine_of(qmp),
+                blockers=(*await blockers_of(qmp), *await other_writers(qmp)),
+            )
+            threads = await vcpu_threads(qmp)
+            held = await hold(qmp, found.paths, spec)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await qmp.aclose()
+            raise
+        self._keep(found, held)
+        return QemuRunningGuest(held, facts, threads)
+
+    def _keep(self, found: _Found, held: Hold) -> None:
+        monitor = found.paths.qmp
+        self._held[monitor] = found
+        held.on_release = lambda: self._held.pop(monitor, None)
+
+    async def _models(self, guest: GuestFacts | None) -> HostModels | None:
+        """Give what QEMU can do here with the guest's accelerator, or with the best that works here."""
+        accels = self._host.accels
+        if guest is not None and guest.hypervisor == KIND:
+            with contextlib.suppress(SpecInvalid):
+                accels = (QemuSpec.from_bytes(guest.spec).accel,)
+        for accel in accels:
+            # Why an accelerator does not work is an objection's to say.
+            with contextlib.suppress(QemuError):
+                return await self._catalog.of(accel)
+        return None
+
+    def _free_memory_bytes(self, here: list[_Found]) -> int:
+        free_bytes = free_memory_bytes()
+        if self._host.memory_limit_bytes is not None:
+            taken_bytes = sum(one.spec.ram_bytes for one in here if one.spec is not None)
+            free_bytes = max(min(free_bytes, self._host.memory_limit_bytes - taken_bytes), 0)
+        return free_bytes
+
+
+@contextlib.asynccontextmanager
+async def _connected(monitor: Path, *, timeout_s: float) -> AsyncIterator[Qmp]:
+    qmp = await Qmp.connect(monitor, timeout_s=timeout_s)
+    try:
+        yield qmp
+    finally:
+        with anyio.CancelScope(shield=True):
+            await qmp.aclose()
+
+
+async def _interview(qmp: Qmp, paths: QemuPaths) -> _Found:
+    guest_id = str(field_of(await qmp.execute("query-uuid"), "UUID"))
+    name = str(field_of(await qmp.execute("query-name"), "name") or paths.qmp.stem)
+    spec: QemuSpec | None = None
+    problem = ""
+    try:
+        spec = spec_of(await anyio.to_thread.run_sync(command_line, qmp.peer_pid))
+        if spec.guest_id != guest_id:
+            raise NotAdoptable(f"its command line says -uuid {spec.guest_id}, and it is {guest_id}")
+    except NotAdoptable as exc:
+        spec, problem = None, str(exc)
+    return _Found(
+        paths=paths,
+        pid=qmp.peer_pid,
+        guest_id=guest_id,
+        name=name,
+        state=await run_state(qmp),
+        spec=spec,
+        problem=problem,
+    )
+
+
+async def _discard(qmp: Qmp, paths: QemuPaths) -> None:
+    """End a machine that was just started and cannot be used."""
+    with contextlib.suppress(QemuError):
+        process = Process(qmp.peer_pid)
+        try:
+            await end(qmp, process, paths)
+        finally:
+            process.close()
+            await qmp.aclose()
+
+
+def _remove_if_dead(monitor: Path) -> None:
+    """Remove what a QEMU of ours left that has ended: its lock on its pid file went with it."""
+    paths = QemuPaths.of_monitor(monitor)
+    with contextlib.suppress(OSError):
+        fd = os.open(paths.pid, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            paths.remove()
+        finally:
+            os.close(fd)
+
+
+def _blocks(spec: QemuSpec) -> tuple[BlockFacts, ...]:
+    return tuple(BlockFacts(name=memory.name, size_bytes=memory.size_bytes) for memory in spec.memories)
+
+
+def _facts(spec: QemuSpec, cpu: CpuFacts, *, is_running: bool) -> GuestFacts:
+    return GuestFacts(
+        guest_id=spec.guest_id,
+        name=spec.name,
+        hypervisor=KIND,
+        is_running=is_running,
+        machine=spec.machine,
+        blocks=_blocks(spec),
+        cpu=cpu,
+        disks=tuple(_disk(number, disk) for number, disk in enumerate(spec.disks)),
+        spec=spec.to_bytes(),
+    )
+
+
+def _disk(number: int, disk: DiskSpec) -> DiskFacts:
+    try:
+        size_bytes = os.stat(disk.path).st_size
+    except OSError:
+        size_bytes = 0
+    return DiskFacts(
+        name=f"disk{number}", path=disk.path, size_bytes=size_bytes, is_read_only=disk.is_read_only
+    )

@@ -1,0 +1,128 @@
+"""What this host's QEMU can give to a guest: CPU models with their features, and machine types.
+
+Law: asks a QEMU of its own, one without a machine, once for each accelerator and binary; nothing is guessed from
+/proc/cpuinfo. The answer is kept until the binary changes.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import anyio
+
+from agents.hypervisors.qemu.describe import features_of_expansion
+from agents.hypervisors.qemu.errors import QemuGone, QmpFailed
+from agents.hypervisors.qemu.qmp import Qmp, field_of
+from agents.hypervisors.qemu.spec import Accel
+from migrate.facts import CpuFacts
+
+__all__ = ["HostModels", "ModelCatalog"]
+
+START_TIMEOUT_S: Final = 20.0
+POLL_S: Final = 0.02
+_MAX_WORDS_BYTES: Final = 2000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostModels:
+    """`version` is QEMU's, for people."""
+
+    cpus: tuple[CpuFacts, ...]
+    machines: tuple[str, ...]
+    version: str
+
+
+class ModelCatalog:
+    """Remembers what each accelerator gives."""
+
+    def __init__(self, binary: Path) -> None:
+        self._binary = binary
+        self._known: dict[tuple[Accel, float], HostModels] = {}
+        self._asking = anyio.Lock()
+
+    async def of(self, accel: Accel) -> HostModels:
+        """Give what QEMU can do with this accelerator here; the first time takes half a second.
+
+        Raises:
+            QemuGone: the binary is missing, or the accelerator does not work here.
+            QmpFailed: it answers nonsense.
+        """
+        try:
+            key = accel, os.stat(self._binary).st_mtime
+        except OSError as exc:
+            raise QemuGone(f"{self._binary} is missing: install QEMU, or set [guests.qemu] binary") from exc
+        async with self._asking:
+            if key not in self._known:
+                self._known[key] = await self._ask(accel)
+            return self._known[key]
+
+    async def _ask(self, accel: Accel) -> HostModels:
+        with tempfile.TemporaryDirectory(prefix="vmferry-") as folder:
+            socket = Path(folder, "qmp")
+            command = [
+                str(self._binary),
+                "-machine",
+                f"none,accel={accel}",
+                "-nodefaults",
+                "-display",
+                "none",
+            ]
+            command += ["-qmp", f"unix:{socket},server=on,wait=off", "-no-user-config"]
+            async with await anyio.open_process(command, stdin=None, stdout=None) as process:
+                try:
+                    with anyio.fail_after(START_TIMEOUT_S):
+                        return await self._interview(process, socket)
+                except TimeoutError as exc:
+                    raise QemuGone(f"{self._binary} gave no answer within {START_TIMEOUT_S:g} s") from exc
+                finally:
+                    if process.returncode is None:
+                        process.kill()
+
+    async def _interview(self, process: anyio.abc.Process, socket: Path) -> HostModels:
+        while not await anyio.Path(socket).exists():
+            if process.returncode is not None:
+                words = b""
+                if process.stderr is not None:
+                    words = await process.stderr.receive(_MAX_WORDS_BYTES)
+                raise QemuGone(f"{self._binary} does not start: {words.decode(errors='replace').strip()}")
+            await anyio.sleep(POLL_S)
+        qmp = await Qmp.connect(socket)
+        try:
+            return HostModels(
+                cpus=await self._cpus(qmp),
+                machines=await self._machines(qmp),
+                version=await self._version(qmp),
+            )
+        finally:
+            await qmp.aclose()
+
+    async def _cpus(self, qmp: Qmp) -> tuple[CpuFacts, ...]:
+        definitions = await qmp.execute("query-cpu-definitions")
+        cpus = []
+        for definition in definitions if isinstance(definitions, list) else []:
+            name = field_of(definition, "name")
+            if not isinstance(name, str):
+                continue
+            try:
+                expansion = await qmp.execute(
+                    "query-cpu-model-expansion", {"type": "full", "model": {"name": name}}
+                )
+            except QmpFailed:
+                continue  # a model that cannot run here at all, such as `host` without KVM
+            cpus.append(CpuFacts(model=name, features=features_of_expansion(expansion)))
+        if not cpus:
+            raise QmpFailed("query-cpu-definitions", "nonsense", "no CPU model")
+        return tuple(sorted(cpus, key=lambda cpu: cpu.model))
+
+    async def _machines(self, qmp: Qmp) -> tuple[str, ...]:
+        machines = await qmp.execute("query-machines")
+        names = [field_of(machine, "name") for machine in (machines if isinstance(machines, list) else [])]
+        return tuple(sorted(name for name in names if isinstance(name, str) and name.startswith("pc-")))
+
+    async def _version(self, qmp: Qmp) -> str:
+        version = await qmp.execute("query-version")
+        return ".".join(str(field_of(version, "qemu", part)) for part in ("major", "minor", "micro"))

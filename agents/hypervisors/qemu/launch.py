@@ -1,0 +1,177 @@
+"""Starting a QEMU from a spec, and ending one.
+
+Law: the arguments are `cmdline`'s, the paths this host's; nothing of a peer becomes an argument here. A guest is no
+child that ends with its agent: QEMU puts itself into the background, once it has got that far.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import tempfile
+from typing import Final
+
+import anyio
+import anyio.to_thread
+
+from agents.hypervisors.qemu.allowed import QemuHost
+from agents.hypervisors.qemu.cmdline import HostPaths, argv_of
+from agents.hypervisors.qemu.errors import NotAllowed, QemuGone
+from agents.hypervisors.qemu.qmp import Qmp
+from agents.hypervisors.qemu.rundir import QemuPaths, prepare_dir
+from agents.hypervisors.qemu.spec import QemuSpec
+
+__all__ = ["Process", "end", "launch"]
+
+# RAM of huge pages that is filled beforehand is what takes long.
+START_TIMEOUT_S: Final = 60.0
+# Giving back 64 GiB of RAM.
+END_TIMEOUT_S: Final = 10.0
+_MAX_WORDS_BYTES: Final = 2000
+
+
+class Process:
+    """A process that is known by a pidfd: its number is never taken for another's."""
+
+    def __init__(self, pid: int) -> None:
+        try:
+            self._pidfd = os.pidfd_open(pid)
+        except OSError as exc:
+            raise QemuGone(f"process {pid} has ended") from exc
+        self.pid: Final = pid
+
+    def has_ended(self, timeout_s: float = 0.0) -> bool:
+        """Wait for its end, at most so long. Blocks."""
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return bool(poll.poll(timeout_s * 1000))
+
+    def kill(self) -> None:
+        """End it at once."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Forget it. May be called twice."""
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+
+
+async def launch(spec: QemuSpec, host: QemuHost, *, is_incoming: bool) -> tuple[Qmp, QemuPaths]:
+    """Start a machine and connect to it.
+
+    Raises:
+        NotAllowed: this host does not let such a machine run, with all reasons.
+        QemuGone: it did not start, with QEMU's own words.
+    """
+    objections = list(host.objections(spec))
+    if objections:
+        raise NotAllowed(tuple(f"{one.found}. {one.remedy}".rstrip(". ") for one in objections))
+    prepare_dir(host.dir)
+    paths = QemuPaths.of_guest(host.dir.absolute(), spec.guest_id)
+    await _make_way(paths)
+    if is_incoming:
+        paths.incoming.touch(mode=0o600)
+    argv = argv_of(
+        spec,
+        HostPaths(
+            binary=host.binary,
+            qmp=paths.qmp,
+            monitor=paths.monitor,
+            console=paths.console,
+            console_log=paths.log,
+            pid=paths.pid,
+            memory_dir=host.memory_dir,
+        ),
+        is_incoming=is_incoming,
+    )
+    try:
+        await _run(argv, spec.name)
+        return await Qmp.connect(paths.qmp), paths
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            await _kill_by_pid_file(paths)
+        paths.remove()
+        raise
+
+
+async def end(qmp: Qmp | None, process: Process, paths: QemuPaths) -> None:
+    """End a QEMU for good; its RAM is free when this returns.
+
+    Raises:
+        QemuGone: the kernel does not let it end.
+    """
+    if qmp is not None:
+        # It may have ended before us, which is what we want; one that does not answer is killed.
+        with contextlib.suppress(Exception):
+            await qmp.execute("quit", timeout_s=2.0)
+
+    def wait() -> bool:
+        if process.has_ended(END_TIMEOUT_S):
+            return True
+        process.kill()
+        return process.has_ended(END_TIMEOUT_S)
+
+    if not await anyio.to_thread.run_sync(wait):
+        raise QemuGone(f"process {process.pid} does not end, not even by SIGKILL")
+    paths.remove()
+
+
+async def _make_way(paths: QemuPaths) -> None:
+    """Remove what a guest of this identity that has ended left; one that runs is in the way.
+
+    Raises:
+        QemuGone: it runs.
+    """
+    try:
+        stream = await anyio.connect_unix(paths.qmp)
+    except OSError:
+        paths.remove()
+        return
+    await stream.aclose()
+    raise QemuGone(f"a guest of this identity runs on this host already ({paths.qmp})")
+
+
+async def _run(argv: list[str], name: str) -> None:
+    """Start it and wait until it is in the background: QEMU has opened its files and sockets by then."""
+
+    def run() -> tuple[int, bytes]:
+        # A file, not a pipe, and a thread, not the loop: the guest inherits what this opens, and an end of a pipe that
+        # it held would keep the reader waiting.
+        with tempfile.TemporaryFile() as words:
+            done = subprocess.run(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=words,
+                stderr=words,
+                cwd="/",
+                check=False,
+                start_new_session=True,
+                timeout=START_TIMEOUT_S,
+            )
+            words.seek(0)
+            return done.returncode, words.read()[-_MAX_WORDS_BYTES:]
+
+    try:
+        code, words = await anyio.to_thread.run_sync(run)
+    except subprocess.TimeoutExpired as exc:
+        raise QemuGone(f"QEMU for {name} did not start within {START_TIMEOUT_S:g} s") from exc
+    except OSError as exc:
+        raise QemuGone(f"{argv[0]} cannot be executed: {exc.strerror}") from exc
+    if code != 0:
+        said = words.decode(errors="replace").strip()
+        raise QemuGone(f"QEMU for {name} did not start: {said or f'it ended with code {code}'}")
+
+
+async def _kill_by_pid_file(paths: QemuPaths) -> None:
+    with contextlib.suppress(OSError, ValueError, QemuGone):
+        process = Process(int(paths.pid.read_text()))
+        try:
+            process.kill()
+            await anyio.to_thread.run_sync(process.has_ended, END_TIMEOUT_S)
+        finally:
+            process.close()

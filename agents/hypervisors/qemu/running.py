@@ -1,0 +1,255 @@
+"""A QEMU guest at the source: its dirty log, its stop, its device state, and its way back.
+
+Law: QEMU's own migration is used for one thing: to stop the guest and to give its device state, with x-ignore-shared,
+so that no RAM is in it. Until `save_device_state` has begun QEMU goes on by itself if this agent dies; after it has
+ended QEMU stays stopped until told otherwise (`postmigrate`): both are what ownership needs, because COMMIT leaves
+only then.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+import anyio
+import anyio.from_thread
+
+from agents.hypervisors.qemu.describe import run_state
+from agents.hypervisors.qemu.devicestream import Relay, StreamEnd
+from agents.hypervisors.qemu.errors import QemuError, QmpFailed
+from agents.hypervisors.qemu.guest import Hold, OpenGuest
+from agents.hypervisors.qemu.qmp import Json, Qmp, event_time_s, field_of
+from agents.hypervisors.qemu.tracking import QemuTracker
+from memory.dirty import TrackedArea
+from memory.layout import PAGE_BYTES
+from memory.runs import Runs, empty_runs, intersect
+from migrate.errors import GuestRefused
+from migrate.facts import GuestFacts
+from migrate.ports import DeviceStateSink
+
+__all__ = ["QemuRunningGuest"]
+
+# QEMU decides by itself when its part is small enough to stop: at once, for all that it has to carry is in memory.
+_CAPABILITIES: Final = ("x-ignore-shared", "events", "pause-before-switchover")
+_PARAMETERS: Final = {"max-bandwidth": 1 << 40, "downtime-limit": 30_000}
+# From the command to the stop; a display of 64 MiB is copied to us meanwhile.
+STOP_TIMEOUT_S: Final = 20.0
+# A block layer that is slower than this to drain has a storage server that hangs: the move is then rolled back.
+DRAIN_TIMEOUT_S: Final = 20.0
+_ENDED: Final = frozenset({"completed", "failed", "cancelled", ""})
+
+
+class QemuRunningGuest(OpenGuest):
+    """`migrate.ports.RunningGuest`."""
+
+    def __init__(self, held: Hold, facts: GuestFacts, vcpu_threads: tuple[int, ...]) -> None:
+        super().__init__(held)
+        self._facts = facts
+        areas: list[TrackedArea] = []
+        first_gfn = 0
+        for place in held.places:
+            areas += place.areas(first_gfn)
+            first_gfn += place.size_bytes // PAGE_BYTES
+        self._tracker = QemuTracker(held.process.pid, vcpu_threads, tuple(areas), self._standing_still)
+        self._stream: StreamEnd | None = None
+        self._relay: Relay | None = None
+        self._capabilities: list[Json] | None = None
+        self._can_drain = True
+
+    @property
+    def facts(self) -> GuestFacts:
+        return self._facts
+
+    @property
+    def tracker(self) -> QemuTracker:
+        return self._tracker
+
+    @property
+    def discards(self) -> bool:
+        return self._held.spec.has_balloon
+
+    def discarded_runs(self, among: Runs) -> Runs:
+        """Give those pages of `among` that a balloon or free-page reporting has punched out of the RAM."""
+        suspects = intersect(among, self._tracker.absent()) if self._tracker.sees_absent else among
+        return self.ram.holes_among(suspects) if len(suspects) else empty_runs()
+
+    async def drain(self) -> None:
+        """Return when no disk has a request under way that was there before.
+
+        An empty transaction drains the whole block layer while the vCPUs run (0.3 ms; 50 ms on a slow disk). A QEMU
+        that does not know that is stopped and goes on at once, which drains as well.
+        """
+        if not self._held.spec.disks:
+            return
+        with _as_refusal("drain its disks"):
+            if self._can_drain:
+                try:
+                    await self._qmp.execute("transaction", {"actions": []}, timeout_s=DRAIN_TIMEOUT_S)
+                except QmpFailed:
+                    self._can_drain = False
+                else:
+                    return
+            if await run_state(self._qmp) == "running":
+                await self._qmp.execute("stop", timeout_s=DRAIN_TIMEOUT_S)
+                await self._qmp.execute("cont")
+
+    async def pause(self) -> float:
+        """Stop all vCPUs, and drain; give the seconds it stands by now. May be called twice."""
+        with _as_refusal("stop"):
+            if await run_state(self._qmp) != "running":
+                return 0.0
+            self._qmp.forget_events()
+            await self._qmp.execute("stop", timeout_s=DRAIN_TIMEOUT_S)
+            return await self._standing_s()
+
+    async def prepare_switchover(self) -> None:
+        """Tell QEMU how to migrate, and give it the stream; five questions, 4 ms. May be called twice."""
+        with _as_refusal("prepare its switchover"):
+            await self._prepare(pauses_first=True)
+
+    async def pause_for_switchover(self, send: DeviceStateSink) -> float:
+        """Let QEMU migrate up to the point where it has stopped, and send what it wrote until then."""
+        with _as_refusal("stop for its switchover"):
+            relay = await self._begin(send, pauses_first=True)
+            async with anyio.create_task_group() as reading, anyio.create_task_group() as sending:
+                reading.start_soon(relay.read)
+                sending.start_soon(relay.send_whole_parts)
+                await self._wait_status("pre-switchover")
+                standing_s = await self._standing_s()
+                relay.hold()
+                reading.cancel_scope.cancel()
+            return standing_s
+
+    async def save_device_state(self, send: DeviceStateSink) -> None:
+        """Send everything of the stopped machine that is not shared RAM and was not sent yet."""
+        with _as_refusal("give its device state"):
+            is_stopped_by_migration = self._relay is not None
+            relay = self._relay or await self._begin(send, pauses_first=False)
+            async with anyio.create_task_group() as tasks:
+                # QEMU closes its end when it is done, whichever way.
+                tasks.start_soon(relay.read)
+                tasks.start_soon(relay.send_all)
+                if is_stopped_by_migration:
+                    await self._qmp.execute("migrate-continue", {"state": "pre-switchover"})
+                await self._wait_status("completed")
+
+    async def resume(self) -> None:
+        """Let it run again from where it was stopped, its disks its own again. May be called twice."""
+        with _as_refusal("go on"):
+            await self._end_migration()
+            if await run_state(self._qmp) != "running":
+                await self._qmp.execute("cont", timeout_s=DRAIN_TIMEOUT_S)
+            if (state := await run_state(self._qmp)) != "running":
+                raise QmpFailed("cont", "nonsense", f"it is {state} afterwards")
+
+    async def release(self) -> None:
+        """Let go of it: the log ends, QEMU's settings are as they were. May be called twice."""
+        if self._held.is_open:
+            await anyio.to_thread.run_sync(self._tracker.stop)
+            if self._stream is not None:
+                await self._stream.aclose()
+                self._stream = None
+            if self._capabilities is not None:
+                # One that has ended has nothing to restore, and one that is busy keeps what we set: harmless.
+                try:
+                    await self._qmp.execute("migrate-set-capabilities", {"capabilities": self._capabilities})
+                except QemuError:
+                    self._capabilities = None
+        await super().release()
+
+    @property
+    def _qmp(self) -> Qmp:
+        return self._held.qmp
+
+    async def _prepare(self, *, pauses_first: bool) -> StreamEnd:
+        qmp = self._qmp
+        if self._capabilities is None:
+            known = await qmp.execute("query-migrate-capabilities")
+            self._capabilities = [
+                one
+                for one in (known if isinstance(known, list) else [])
+                if field_of(one, "capability") in _CAPABILITIES
+            ]
+        wanted = [
+            {"capability": name, "state": pauses_first or name != "pause-before-switchover"}
+            for name in _CAPABILITIES
+        ]
+        await qmp.execute("migrate-set-capabilities", {"capabilities": wanted})
+        await qmp.execute("migrate-set-parameters", _PARAMETERS)
+        if self._stream is None:
+            self._stream = await StreamEnd.open(qmp)
+        return self._stream
+
+    async def _begin(self, send: DeviceStateSink, *, pauses_first: bool) -> Relay:
+        """Start QEMU's migration into a stream of ours."""
+        stream = (
+            self._stream if self._stream and pauses_first else await self._prepare(pauses_first=pauses_first)
+        )
+        self._relay = relay = Relay(stream, send)
+        self._qmp.forget_events()
+        await self._qmp.execute("migrate", {"uri": stream.uri})
+        return relay
+
+    async def _wait_status(self, wanted: str) -> None:
+        event = await self._qmp.wait_event(
+            "MIGRATION", lambda data: data.get("status") in (wanted, "failed"), timeout_s=STOP_TIMEOUT_S
+        )
+        if field_of(event, "data", "status") == "failed":
+            why = field_of(await self._qmp.execute("query-migrate"), "error-desc")
+            raise QmpFailed("migrate", "failed", str(why or "its migration failed, and it does not say why"))
+
+    async def _end_migration(self) -> None:
+        """Cancel QEMU's migration if one is under way: it goes on by itself then."""
+        status = field_of(await self._qmp.execute("query-migrate"), "status")
+        if str(status or "") in _ENDED:
+            return
+        self._qmp.forget_events()
+        await self._qmp.execute("migrate_cancel")
+        await self._qmp.wait_event(
+            "MIGRATION", lambda data: data.get("status") in _ENDED, timeout_s=STOP_TIMEOUT_S
+        )
+        # It starts its vCPUs just after it has told the status.
+        with anyio.move_on_after(STOP_TIMEOUT_S):
+            while await run_state(self._qmp) in ("finish-migrate", "postmigrate"):
+                if str(field_of(await self._qmp.execute("query-migrate"), "status")) == "completed":
+                    return
+                await anyio.sleep(0.001)
+
+    async def _standing_s(self) -> float:
+        """Give how long it stands, by QEMU's own stamp of the stop."""
+        stopped = await self._qmp.wait_event("STOP", timeout_s=STOP_TIMEOUT_S)
+        return max(time.time() - event_time_s(stopped), 0.0)
+
+    def _standing_still(self, harvest: Callable[[], Runs]) -> Runs:
+        """Run a harvest while the guest stands; called from a worker thread."""
+
+        async def stop() -> bool:
+            if await run_state(self._qmp) != "running":
+                return False
+            await self._qmp.execute("stop", timeout_s=DRAIN_TIMEOUT_S)
+            return True
+
+        async def go_on() -> None:
+            await self._qmp.execute("cont")
+
+        was_running = anyio.from_thread.run(stop)
+        try:
+            return harvest()
+        finally:
+            if was_running:
+                anyio.from_thread.run(go_on)
+
+
+class _as_refusal:  # noqa: N801  # used as a statement: with _as_refusal("..."):
+    """Give this driver's errors as migrate's, with what was asked of QEMU."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, QemuError):
+            raise GuestRefused(f"QEMU could not {self._what}: {error}") from error

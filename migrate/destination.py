@@ -19,6 +19,8 @@ import anyio.to_thread
 
 from memory.digest import MIN_KEY_BYTES, RamDigest
 from memory.errors import RamError
+from memory.layout import PAGE_BYTES
+from memory.runs import pages_in
 from migrate.devicestate import MAX_DEVICE_STATE_BYTES, StateInvalid, unpack
 from migrate.errors import (
     GuestRefused,
@@ -154,7 +156,7 @@ class IncomingMigration:
         match request:
             case Inspect():
                 ports = self._ports
-                reserved_bytes = self._reserved_bytes()
+                reserved_bytes = await self._reserved_bytes()
                 return await inspect(request, ports.hypervisor, ports.storage, reserved_bytes=reserved_bytes)
             case Prepare():
                 return await self._prepare(request)
@@ -355,8 +357,12 @@ class IncomingMigration:
             return Pong(received_bytes=0, failure="the migration was rolled back there")
         return Pong(received_bytes=self.received_bytes, failure=str(failure) if failure else None)
 
-    def _reserved_bytes(self) -> int:
-        return 0 if self._receiver is None else self._receiver.received_bytes
+    async def _reserved_bytes(self) -> int:
+        """Give how much of the guest's RAM has memory here already: it is free no more, and not needed twice."""
+        if self._receiver is None:
+            return 0
+        runs = await anyio.to_thread.run_sync(self._incoming.ram.populated_runs)
+        return pages_in(runs) * PAGE_BYTES
 
     def _expect(self, phase: Phase, request: object) -> None:
         if self.phase is not phase:

@@ -83,10 +83,14 @@ def find_kernel() -> Path:
 
 
 def initramfs(files: Mapping[str, bytes] | None = None) -> bytes:
-    """Pack the workload as /init, a console, and `files` by their paths (each executable)."""
+    """Pack the workload, as /init too unless that is among `files`, a console, and `files` by their paths.
+
+    Every file can be executed.
+    """
     archive = bytearray()
     folders = {"dev", "proc", "sys"}
-    contents = {"init": WORKLOAD.read_bytes(), **(files or {})}
+    workload = WORKLOAD.read_bytes()
+    contents = {"bin/workload": workload, "init": workload, **(files or {})}
     for name in contents:
         folders.update(str(parent) for parent in Path(name).parents if str(parent) != ".")
     for folder in sorted(folders):

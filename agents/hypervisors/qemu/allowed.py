@@ -39,8 +39,8 @@ class QemuHost:
     sys_net: Path = field(default=_SYS_NET)
     sys_huge: Path = field(default=_SYS_HUGE)
 
-    def objections(self, spec: QemuSpec) -> Iterator[Objection]:
-        """Give everything that speaks against this guest on this host."""
+    def objections(self, spec: QemuSpec, *, has_memory: bool = False) -> Iterator[Objection]:
+        """Give everything that speaks against this guest on this host; `has_memory`: its machine is here already."""
         yield from self._accel(spec)
         for disk in spec.disks:
             yield from self._file(
@@ -58,7 +58,8 @@ class QemuHost:
                     "kernel", path, self.kernel_dirs, "[guests.qemu] kernel_dirs", writable=False
                 )
         yield from self._networks(spec)
-        yield from self._pages(spec)
+        if not has_memory:
+            yield from self._pages(spec)
 
     def _accel(self, spec: QemuSpec) -> Iterator[Objection]:
         if spec.accel not in self.accels:

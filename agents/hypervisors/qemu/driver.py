@@ -85,12 +85,13 @@ class QemuHypervisor:
         """Give what this host can give to one more guest, with that guest's accelerator."""
         models = await self._models(guest)
         here = await self._find_all()
+        free_bytes = await anyio.to_thread.run_sync(self._free_memory_bytes, here)
         return HostFacts(
             name=self._host_name,
             hypervisor=KIND,
             cpus=models.cpus if models else (),
             machines=models.machines if models else (),
-            free_memory_bytes=await anyio.to_thread.run_sync(self._free_memory_bytes, here),
+            free_memory_bytes=free_bytes + _huge_bytes(guest),
             guest_ids=tuple(one.guest_id for one in here if not one.is_incoming),
         )
 
@@ -102,7 +103,10 @@ class QemuHypervisor:
             spec = QemuSpec.from_bytes(facts.spec)
         except SpecInvalid as exc:
             return tuple(Objection(check="qemu-spec", found=one, remedy="") for one in exc.problems)
-        return tuple(await anyio.to_thread.run_sync(lambda: list(self._host.objections(spec))))
+        is_here = any(held.guest_id == spec.guest_id for held in self._held.values())
+        return tuple(
+            await anyio.to_thread.run_sync(lambda: list(self._host.objections(spec, has_memory=is_here)))
+        )
 
     async def guests(self) -> list[GuestFacts]:
         """List the guests that are here and can be described; machines that wait for their state are none yet."""
@@ -139,7 +143,7 @@ class QemuHypervisor:
                 raise GuestRefused("the guest's facts and its spec do not fit each other; update both agents")
             if facts.blocks != _blocks(spec):
                 raise GuestRefused("the guest's blocks of RAM are not those of its spec; update both agents")
-            free_bytes = self._free_memory_bytes(await self._find_all())
+            free_bytes = self._free_memory_bytes(await self._find_all()) + _huge_bytes(facts)
             if spec.ram_bytes > free_bytes:
                 raise GuestRefused(
                     f"{self._host_name} has {free_bytes >> 20} MiB of memory free and the guest needs "
@@ -307,6 +311,17 @@ def _remove_if_dead(monitor: Path) -> None:
             paths.remove()
         finally:
             os.close(fd)
+
+
+def _huge_bytes(guest: GuestFacts | None) -> int:
+    """Give what of a guest's RAM comes out of reserved huge pages, and not out of free memory."""
+    if guest is None or guest.hypervisor != KIND:
+        return 0
+    try:
+        spec = QemuSpec.from_bytes(guest.spec)
+    except SpecInvalid:
+        return 0
+    return sum(memory.size_bytes for memory in spec.memories if memory.page_bytes)
 
 
 def _blocks(spec: QemuSpec) -> tuple[BlockFacts, ...]:

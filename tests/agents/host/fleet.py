@@ -101,6 +101,7 @@ class Fleet:
         *,
         limits: str = "",
         embedded: str = "",
+        qemu: str = "",
         event_loop: str = "asyncio",
     ) -> Path:
         """Write one agent's configuration; it listens on its own of `control_ports`, its peers on theirs."""
@@ -129,12 +130,22 @@ shared_dirs = ["{self.shared}"]
 [guests.embedded]
 dir = "{self.guests_dir(host)}"
 {embedded}
+{qemu and self._qemu(host) + qemu}
 [limits]
 {limits or 'outage = "5s"'}
 {listed}
 """
         )
         return path
+
+    def _qemu(self, host: str) -> str:
+        return (
+            f'[guests.qemu]\ndir = "{self.qemu_dir(host)}"\naccels = ["tcg"]\n'
+            f'kernel_dirs = ["{self.folder / "boot"}"]\n'
+        )
+
+    def qemu_dir(self, host: str) -> Path:
+        return self.folder / host / "qemu"
 
     def start_guest(self, host: str, **changed: object) -> EmbeddedSpec:
         """Start a small busy guest with a disk on the shared storage."""
@@ -273,11 +284,12 @@ dir = "{self.guests_dir(host)}"
 
 @asynccontextmanager
 async def running_fleet(
-    folder: Path, limits: str = "", embedded: str = "", authority: Authority | None = None
+    folder: Path, limits: str = "", embedded: str = "", qemu: str = "", authority: Authority | None = None
 ) -> AsyncIterator[Fleet]:
     """Two agents that know each other, in this process and loop; both end with the block.
 
-    `authority` issues their certificates where a test needs more of that CA than `agents.pki` gives.
+    `qemu` are more lines of [guests.qemu]; without any, the agents run no such guests. `authority` issues their
+    certificates where a test needs more of that CA than `agents.pki` gives.
     """
     fleet = Fleet(folder)
     fleet.issue()
@@ -286,7 +298,7 @@ async def running_fleet(
     async with anyio.create_task_group() as tasks:
         ports = {host: free_port() for host in HOSTS}
         for host in HOSTS:
-            config = fleet.write_config(host, ports, limits=limits, embedded=embedded)
+            config = fleet.write_config(host, ports, limits=limits, embedded=embedded, qemu=qemu)
             agent = fleet.agents[host] = HostAgent(load_settings(config))
             listening = anyio.Event()
 

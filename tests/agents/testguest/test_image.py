@@ -52,7 +52,18 @@ def test_another_program_unpacks_the_archive(tmp_path: Path) -> None:
     archive = gzip.decompress(initramfs({"bin/tool": b"#!/bin/true\n", "etc/name": b"x" * 5}))
     listing = subprocess.run(["cpio", "-itv"], input=archive, capture_output=True, check=True, cwd=tmp_path)
     names = {line.split()[-1] for line in listing.stdout.decode().splitlines()}
-    assert names == {"bin", "bin/tool", "dev", "dev/console", "etc", "etc/name", "init", "proc", "sys"}
+    assert names == {
+        "bin",
+        "bin/tool",
+        "bin/workload",
+        "dev",
+        "dev/console",
+        "etc",
+        "etc/name",
+        "init",
+        "proc",
+        "sys",
+    }
     wanted = ["init", "bin/tool", "etc/name"]
     subprocess.run(["cpio", "-id", *wanted], input=archive, capture_output=True, check=True, cwd=tmp_path)
     assert (tmp_path / "init").read_bytes() == WORKLOAD.read_bytes()

@@ -1,0 +1,126 @@
+"""Linux guests of tests: a kernel, an initramfs with busybox and drivers, and a console to read.
+
+Law: what a test needs of Debian's kernel and busybox is asked for here, and skipped where it is missing; CI installs
+all.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from agents.testguest.image import Heartbeat, KernelMissing, find_kernel, heartbeats, initramfs
+
+T = TypeVar("T")
+
+BUSYBOX = Path("/bin/busybox")
+# A guest under TCG on a busy machine.
+BOOT_TIMEOUT_S = 60.0
+_INIT = """#!/bin/busybox sh
+/bin/busybox mount -t proc proc /proc
+/bin/busybox mount -t sysfs sys /sys
+/bin/busybox mount -t devtmpfs dev /dev
+for module in {modules}; do /bin/busybox insmod /modules/$module || echo INSMOD-FAILED $module; done
+/bin/busybox --install -s /bin
+{script}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """A folder with a kernel and initramfs files."""
+
+    folder: Path
+
+    @classmethod
+    def at(cls, folder: Path) -> Boot:
+        """Put a kernel there, or skip the test."""
+        folder.mkdir(exist_ok=True)
+        try:
+            kernel = find_kernel()
+        except KernelMissing as exc:
+            pytest.skip(str(exc))
+        if not (folder / "vmlinuz").exists():
+            shutil.copy(kernel, folder / "vmlinuz")
+        return cls(folder)
+
+    @property
+    def kernel(self) -> str:
+        return str(self.folder / "vmlinuz")
+
+    def initrd(self) -> str:
+        """An initramfs whose init is the workload."""
+        path = self.folder / "initrd"
+        if not path.exists():
+            path.write_bytes(initramfs())
+        return str(path)
+
+    def initrd_with(self, script: str, *modules: str) -> str:
+        """An initramfs whose init loads drivers and runs a shell script; `/bin/workload` is there too."""
+        if not BUSYBOX.exists():
+            pytest.skip("needs busybox-static")
+        drivers = _with_dependencies(modules)
+        files = {f"modules/{driver.name}": driver.read_bytes() for driver in drivers}
+        files["bin/busybox"] = BUSYBOX.read_bytes()
+        files["init"] = _INIT.format(
+            modules=" ".join(driver.name for driver in drivers), script=script
+        ).encode()
+        path = self.folder / f"initrd-{abs(hash(script)):x}"
+        path.write_bytes(initramfs(files))
+        return str(path)
+
+
+@dataclass(frozen=True, slots=True)
+class Console:
+    """What a guest has printed, by the log that its QEMU writes."""
+
+    log: Path
+
+    def read(self) -> bytes:
+        return self.log.read_bytes() if self.log.exists() else b""
+
+    def beats(self) -> list[Heartbeat]:
+        return heartbeats(self.read())
+
+    def wait_beats(self, more: int = 1) -> list[Heartbeat]:
+        """Wait for some more heartbeats; blocks."""
+        wanted = len(self.beats()) + more
+        return self._wait(
+            lambda: beats if len(beats := self.beats()) >= wanted else None, f"{more} heartbeats"
+        )
+
+    def wait_for(self, words: bytes, times: int = 1) -> bytes:
+        """Wait until these words were printed so often; blocks."""
+        return self._wait(lambda: text if (text := self.read()).count(words) >= times else None, repr(words))
+
+    def _wait(self, look: Callable[[], T | None], what: str) -> T:
+        deadline_s = time.monotonic() + BOOT_TIMEOUT_S
+        while (seen := look()) is None:
+            if time.monotonic() > deadline_s:
+                raise AssertionError(f"no {what} within {BOOT_TIMEOUT_S:g} s: {self.read()[-2000:]!r}")
+            time.sleep(0.05)
+        return seen
+
+
+def _with_dependencies(modules: tuple[str, ...]) -> list[Path]:
+    """Give the files of kernel modules, in the order in which they must be loaded."""
+    if not modules:
+        return []
+    version = find_kernel().name.removeprefix("vmlinuz-")
+    found: list[Path] = []
+    for module in modules:
+        shown = subprocess.run(
+            ["modprobe", "-S", version, "--show-depends", module], capture_output=True, text=True, check=True
+        )
+        for line in shown.stdout.splitlines():
+            path = Path(line.split()[1])
+            if line.startswith("insmod") and path not in found:
+                found.append(path)
+    return found

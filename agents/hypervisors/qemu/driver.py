@@ -109,10 +109,14 @@ class QemuHypervisor:
         )
 
     async def guests(self) -> list[GuestFacts]:
-        """List the guests that are here and can be described; machines that wait for their state are none yet."""
+        """List the guests that are here, also those that no spec describes; machines that wait are none yet."""
         listed = []
         for one in await self._find_all():
-            if not one.is_incoming and one.spec is not None:
+            if one.is_incoming:
+                continue
+            if one.spec is None:
+                listed.append(_facts_of_undescribed(one))
+            else:
                 cpu = self._cpus.get(one.pid, CpuFacts(model=one.spec.cpu_model, features=()))
                 listed.append(_facts(one.spec, cpu, is_running=one.state == "running"))
         return listed
@@ -339,6 +343,22 @@ def _facts(spec: QemuSpec, cpu: CpuFacts, *, is_running: bool) -> GuestFacts:
         cpu=cpu,
         disks=tuple(_disk(number, disk) for number, disk in enumerate(spec.disks)),
         spec=spec.to_bytes(),
+    )
+
+
+def _facts_of_undescribed(found: _Found) -> GuestFacts:
+    """Give what is known of a QEMU that somebody else started and that has no spec: enough to say why."""
+    return GuestFacts(
+        guest_id=found.guest_id,
+        name=found.name,
+        hypervisor=KIND,
+        is_running=found.state == "running",
+        machine="",
+        blocks=(),
+        cpu=CpuFacts(model="", features=()),
+        disks=(),
+        spec=b"",
+        blockers=(found.problem,),
     )
 
 

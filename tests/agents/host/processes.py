@@ -112,12 +112,15 @@ class Processes:
 
 
 @contextmanager
-def running_processes(folder: Path, event_loop: str, limits: str) -> Iterator[Processes]:
+def running_processes(folder: Path, event_loop: str, limits: str, qemu: str = "") -> Iterator[Processes]:
     """Two agents that know each other; both end with the block."""
     fleet = Fleet(folder)
     fleet.issue()
     ports = {host: free_port() for host in HOSTS}
-    configs = {host: fleet.write_config(host, ports, limits=limits, event_loop=event_loop) for host in HOSTS}
+    configs = {
+        host: fleet.write_config(host, ports, limits=limits, event_loop=event_loop, qemu=qemu)
+        for host in HOSTS
+    }
     processes = Processes(fleet, configs)
     try:
         processes.start(*HOSTS)

@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from agents.hypervisors.qemu.spec import Accel, MemorySpec, QemuSpec
 from migrate.phases import Phase
 from migrate.stats import Report
 from tests.agents.host.fleet import HOSTS, Fleet, report_of, running_fleet
+from tests.agents.host.processes import Processes, running_processes
 from tests.agents.hypervisors.qemu.conftest import QEMU
 from tests.agents.hypervisors.qemu.linux import Boot, Console
 
@@ -132,6 +133,18 @@ class QemuGuests:
                         os.kill(pid, signal.SIGKILL)
 
 
+@contextlib.contextmanager
+def qemu_processes(folder: Path, event_loop: str, limits: str) -> Iterator[tuple[Processes, QemuGuests]]:
+    """Two agents as processes of their own, and no guest yet."""
+    boot = Boot.at(folder / "boot")
+    with running_processes(folder, event_loop, limits, qemu="\n") as processes:
+        guests = QemuGuests(processes.fleet, boot)
+        try:
+            yield processes, guests
+        finally:
+            guests.end_all()
+
+
 @asynccontextmanager
 async def qemu_fleet(folder: Path, limits: str = "", qemu: str = "") -> AsyncIterator[QemuGuests]:
     """Two agents in this loop, and no guest yet."""
@@ -142,3 +155,13 @@ async def qemu_fleet(folder: Path, limits: str = "", qemu: str = "") -> AsyncIte
             yield guests
     finally:
         guests.end_all()
+
+
+def vm_flags(pid: int | None) -> set[str]:
+    """All flags of the mappings of a process; `uw` is a userfaultfd's write-protection."""
+    return {
+        flag
+        for line in Path(f"/proc/{pid}/smaps").read_text(errors="replace").splitlines()
+        if line.startswith("VmFlags:")
+        for flag in line.split()[1:]
+    }

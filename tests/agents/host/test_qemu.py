@@ -17,7 +17,7 @@ from agents.hypervisors.qemu.spec import (
     Vga,
 )
 from tests.agents.host.fleet import HOSTS, in_precopy
-from tests.agents.host.qemu_guests import qemu_fleet
+from tests.agents.host.qemu_guests import qemu_fleet, vm_flags
 from tests.agents.hypervisors.qemu.conftest import needs_qemu
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow, needs_qemu()]
@@ -151,12 +151,12 @@ async def test_a_cancelled_move_leaves_qemu_as_it_was(folder: Path) -> None:
             before = await qmp.execute("query-migrate-capabilities")
         job = await guests.fleet.start(spec.guest_id, "host-a", "host-b", bandwidth_bytes_per_s=4 << 20)
         await guests.fleet.until("host-a", job, in_precopy)
-        assert "uw" in _vm_flags(pid)
+        assert "uw" in vm_flags(pid)
         assert isinstance(await guests.fleet.ask("host-a", Cancel(job=job)), Done)
         view = await guests.fleet.follow("host-a", job)
         assert view.report is not None
         await guests.check_stayed(spec, view.report, "host-a", "host-b")
-        assert "uw" not in _vm_flags(pid)
+        assert "uw" not in vm_flags(pid)
         assert _open_files(pid) == files
         async with guests.monitor("host-a", spec) as qmp:
             assert await qmp.execute("query-migrate-capabilities") == before
@@ -173,16 +173,6 @@ def _status(pid: int | None, key: str) -> int:
         if line.startswith(f"{key}:"):
             return int(line.split()[1])
     raise AssertionError(key)
-
-
-def _vm_flags(pid: int) -> set[str]:
-    """All flags of the mappings of a process; `uw` is a userfaultfd's write-protection."""
-    return {
-        flag
-        for line in Path(f"/proc/{pid}/smaps").read_text(errors="replace").splitlines()
-        if line.startswith("VmFlags:")
-        for flag in line.split()[1:]
-    }
 
 
 def _open_files(pid: int) -> int:

@@ -75,7 +75,7 @@ COMMANDS: Final[Mapping[str, LazyCommand]] = MappingProxyType(
             "agents.cli.hosts:guests", "List all guests and the hosts they are on.", "Hosts"
         ),
         "guest": LazyCommand(
-            "agents.cli.guest:guest", "Start and stop embedded guests of this host.", "Hosts"
+            "agents.cli.guest:guest", "Start and stop guests of this host.", "Hosts"
         ),
         "agent": LazyCommand("agents.cli.agent:agent", "Run this host's agent.", "Hosts"),
         "pki": LazyCommand(

@@ -180,6 +180,7 @@ class EmbeddedSpec:
             raise SpecInvalid((f"{path} cannot be read: {exc.strerror}",)) from exc
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
             raise SpecInvalid((f"{path} is not TOML: {exc}",)) from exc
+        table.pop("kind", None)  # it was read to find this reader
         problems = [
             f"{key}: unknown key; known are {', '.join(_TOML_KEYS)}" for key in table if key not in _TOML_KEYS
         ]

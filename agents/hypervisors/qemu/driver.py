@@ -43,7 +43,7 @@ from memory.errors import RamError
 from migrate.errors import GuestBusy, GuestRefused, GuestUnknown
 from migrate.facts import BlockFacts, CpuFacts, DiskFacts, GuestFacts, HostFacts, Objection
 
-__all__ = ["QemuHypervisor"]
+__all__ = ["Found", "QemuHypervisor", "interview"]
 
 # Guests that are described at once: each is a connection and a dozen questions.
 _DESCRIBED_AT_ONCE: Final = 8
@@ -52,7 +52,7 @@ _LIST_TIMEOUT_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Found:
+class Found:
     """One QEMU of the directory. `spec` is None where it cannot be described: `problem` says why."""
 
     paths: QemuPaths
@@ -79,7 +79,7 @@ class QemuHypervisor:
         self._host_name = host_name
         self._catalog = ModelCatalog(host.binary)
         self._cpus: dict[int, CpuFacts] = {}
-        self._held: dict[Path, _Found] = {}
+        self._held: dict[Path, Found] = {}
 
     async def host_facts(self, guest: GuestFacts | None = None) -> HostFacts:
         """Give what this host can give to one more guest, with that guest's accelerator."""
@@ -158,7 +158,7 @@ class QemuHypervisor:
                 held = await hold(qmp, paths, spec, is_filled_here=True)
                 guest = QemuIncomingGuest(held)
                 await guest.await_state()
-                self._keep(await _interview(qmp, paths), held)
+                self._keep(await interview(qmp, paths), held)
             except BaseException:
                 with anyio.CancelScope(shield=True):
                     await _discard(qmp, paths)
@@ -187,8 +187,8 @@ class QemuHypervisor:
 
     # ------------------------------------------------------------------ finding
 
-    async def _find_all(self) -> list[_Found]:
-        found: list[_Found] = []
+    async def _find_all(self) -> list[Found]:
+        found: list[Found] = []
         limiter = anyio.CapacityLimiter(_DESCRIBED_AT_ONCE)
 
         async def look(monitor: Path) -> None:
@@ -202,10 +202,10 @@ class QemuHypervisor:
         self._cpus = {one.pid: self._cpus[one.pid] for one in found if one.pid in self._cpus}
         return sorted(found, key=lambda one: one.guest_id)
 
-    async def _find(self, guest_id: str) -> _Found | None:
+    async def _find(self, guest_id: str) -> Found | None:
         return next((one for one in await self._find_all() if one.guest_id == guest_id), None)
 
-    async def _look_at(self, monitor: Path) -> _Found | None:
+    async def _look_at(self, monitor: Path) -> Found | None:
         """Ask one QEMU who it is; None for one that has ended or does not answer."""
         if (held := self._held.get(monitor)) is not None:
             # Its monitor is a migration's now: the marker says whether it is a guest of this host already.
@@ -213,12 +213,12 @@ class QemuHypervisor:
             return replace(held, state="inmigrate" if is_incoming else "running")
         try:
             async with _connected(monitor, timeout_s=_LIST_TIMEOUT_S) as qmp:
-                return await _interview(qmp, QemuPaths.of_monitor(monitor))
+                return await interview(qmp, QemuPaths.of_monitor(monitor))
         except QemuError:
             await anyio.to_thread.run_sync(_remove_if_dead, monitor)
             return None
 
-    async def _open(self, found: _Found, spec: QemuSpec) -> QemuRunningGuest:
+    async def _open(self, found: Found, spec: QemuSpec) -> QemuRunningGuest:
         qmp = await Qmp.connect(found.paths.qmp)
         try:
             if found.pid not in self._cpus:
@@ -237,7 +237,7 @@ class QemuHypervisor:
         self._keep(found, held)
         return QemuRunningGuest(held, facts, threads)
 
-    def _keep(self, found: _Found, held: Hold) -> None:
+    def _keep(self, found: Found, held: Hold) -> None:
         monitor = found.paths.qmp
         self._held[monitor] = found
         held.on_release = lambda: self._held.pop(monitor, None)
@@ -254,7 +254,7 @@ class QemuHypervisor:
                 return await self._catalog.of(accel)
         return None
 
-    def _free_memory_bytes(self, here: list[_Found]) -> int:
+    def _free_memory_bytes(self, here: list[Found]) -> int:
         free_bytes = free_memory_bytes()
         if self._host.memory_limit_bytes is not None:
             taken_bytes = sum(one.spec.ram_bytes for one in here if one.spec is not None)
@@ -272,7 +272,8 @@ async def _connected(monitor: Path, *, timeout_s: float) -> AsyncIterator[Qmp]:
             await qmp.aclose()
 
 
-async def _interview(qmp: Qmp, paths: QemuPaths) -> _Found:
+async def interview(qmp: Qmp, paths: QemuPaths) -> Found:
+    """Ask a QEMU who it is, and read from its command line what it is."""
     guest_id = str(field_of(await qmp.execute("query-uuid"), "UUID"))
     name = str(field_of(await qmp.execute("query-name"), "name") or paths.qmp.stem)
     spec: QemuSpec | None = None
@@ -283,7 +284,7 @@ async def _interview(qmp: Qmp, paths: QemuPaths) -> _Found:
             raise NotAdoptable(f"its command line says -uuid {spec.guest_id}, and it is {guest_id}")
     except NotAdoptable as exc:
         spec, problem = None, str(exc)
-    return _Found(
+    return Found(
         paths=paths,
         pid=qmp.peer_pid,
         guest_id=guest_id,
@@ -346,7 +347,7 @@ def _facts(spec: QemuSpec, cpu: CpuFacts, *, is_running: bool) -> GuestFacts:
     )
 
 
-def _facts_of_undescribed(found: _Found) -> GuestFacts:
+def _facts_of_undescribed(found: Found) -> GuestFacts:
     """Give what is known of a QEMU that somebody else started and that has no spec: enough to say why."""
     return GuestFacts(
         guest_id=found.guest_id,

@@ -61,6 +61,7 @@ class Fleet:
     data_ports: dict[str, int] = field(default_factory=dict)
     metrics_ports: dict[str, int] = field(default_factory=dict)
     has_ended: dict[str, anyio.Event] = field(default_factory=dict)
+    addresses: dict[str, str] = field(default_factory=lambda: dict.fromkeys(HOSTS, "127.0.0.1"))
 
     @property
     def shared(self) -> Path:
@@ -107,7 +108,7 @@ class Fleet:
         """Write one agent's configuration; it listens on its own of `control_ports`, its peers on theirs."""
         path = self.folder / f"{host}.toml"
         listed = "".join(
-            f'[peers.{name}]\naddress = "127.0.0.1:{port}"\n'
+            f'[peers.{name}]\naddress = "{self.addresses[name]}:{port}"\n'
             for name, port in control_ports.items()
             if name != host
         )
@@ -115,8 +116,8 @@ class Fleet:
             f"""
 [agent]
 name = "{host}"
-listen = "127.0.0.1:{control_ports[host]}"
-data_listen = "127.0.0.1:0"
+listen = "{self.addresses[host]}:{control_ports[host]}"
+data_listen = "{self.addresses[host]}:0"
 metrics_listen = "127.0.0.1:0"
 state_dir = "{self.state_dir(host)}"
 log_format = "json"
@@ -175,7 +176,7 @@ dir = "{self.guests_dir(host)}"
             certificates / "ca.crt",
         )
         stream = await connect(
-            "127.0.0.1",
+            self.addresses[host],
             self.control_ports[host],
             context,
             expect=Identity(role=Role.AGENT, name=host),

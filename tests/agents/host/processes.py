@@ -29,6 +29,8 @@ class Processes:
     fleet: Fleet
     configs: dict[str, Path]
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    # What each agent's command begins with: `ip netns exec ...` where it has a network of its own.
+    prefixes: dict[str, list[str]] = field(default_factory=dict)
 
     def log_path(self, host: str) -> Path:
         return self.fleet.folder / f"{host}.jsonl"
@@ -44,7 +46,10 @@ class Processes:
         for host in hosts:
             with self.log_path(host).open("ab") as log:
                 self.running[host] = subprocess.Popen(
-                    [sys.executable, "-m", "agents.cli", "agent", "run", "--config", self.configs[host]],
+                    [
+                        *self.prefixes.get(host, ()),
+                        *(sys.executable, "-m", "agents.cli", "agent", "run", "--config", self.configs[host]),
+                    ],
                     cwd=REPOSITORY,
                     stdin=subprocess.DEVNULL,
                     stdout=log,

@@ -19,7 +19,8 @@ import anyio.to_thread
 
 from agents.client import Fleet
 from agents.config import Endpoint, EventLoop
-from agents.demo.scratch import HOSTS, Agents, Scratch, end_guests, open_scratch, running_agents
+from agents.demo.embedded import end_embedded_guests
+from agents.demo.scratch import HOSTS, Agents, Scratch, open_scratch, running_agents
 from agents.hypervisors.embedded.client import start_guest
 from agents.hypervisors.embedded.spec import Content, EmbeddedSpec, Pattern
 from migrate.stats import Report
@@ -70,7 +71,8 @@ async def _run(ram_bytes: int, moves: int) -> dict[str, object]:
                     own_mib = max(own_mib, await _measure(scratch, agents, ram_bytes, rate, moves, one))
                 lateness_ms = max(_p99_ms(endpoint) for endpoint in agents.metrics.values())
         finally:
-            await end_guests(scratch)
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(end_embedded_guests, scratch)
     return _figures(ram_bytes, moves, seen, idle_mib, own_mib, lateness_ms)
 
 

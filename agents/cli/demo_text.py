@@ -21,6 +21,7 @@ from agents.api import JobView
 from agents.cli.output import escaped
 from agents.cli.progress import Display, open_display
 from agents.cli.summary import report_json, summary_rows
+from agents.demo.guests import Look
 from agents.demo.proof import Claim
 from agents.demo.run import Outcome
 from agents.units import approx_duration
@@ -40,7 +41,7 @@ _MEANINGS: Final[Mapping[str, str]] = MappingProxyType(
         "device state": "then its registers were saved",
         "load": "digests compared, state loaded",
         "resume": "ownership taken, guest started",
-        "guest RAM": "half of it filled when it booted",
+        "guest RAM": "all of it, holes included",
         "on the wire": "sealed, everything included",
         "zero pages": "only their numbers travel",
         "raw pages": "sent as they are",
@@ -182,19 +183,26 @@ def outcome_json(outcome: Outcome, guest: str) -> dict[str, object]:
         **report,
         "guest": guest,
         "guest_name": report["guest"],
-        "proof": {claim.name: claim.holds for claim in outcome.proof.claims},
+        "proof": {
+            "equals_unmoved_run": None,
+            **{claim.name: claim.holds for claim in outcome.proof.claims},
+        },
         "proof_holds": outcome.proof.holds,
         "because": {claim.name: claim.sentence for claim in outcome.proof.claims},
         "link_cuts": outcome.cuts,
         "is_offline": outcome.demo.is_offline,
         "counters": {
-            "before": {"ticks": evidence.at_source.ticks, "instructions": evidence.at_source.instructions},
-            "after": {"ticks": evidence.later.ticks, "instructions": evidence.later.instructions},
+            "before": _counters(evidence.at_source),
+            "after": _counters(evidence.later),
             "errors": evidence.later.errors,
         },
         "unmoved_run_s": evidence.unmoved_s,
         "folder": outcome.folder,
     }
+
+
+def _counters(look: Look) -> dict[str, int]:
+    return {"ticks": look.ticks, look.work_unit.replace(" ", "_"): look.work}
 
 
 def print_outcome(outcome: Outcome, stream: TextIO) -> None:

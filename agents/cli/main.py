@@ -74,9 +74,7 @@ COMMANDS: Final[Mapping[str, LazyCommand]] = MappingProxyType(
         "guests": LazyCommand(
             "agents.cli.hosts:guests", "List all guests and the hosts they are on.", "Hosts"
         ),
-        "guest": LazyCommand(
-            "agents.cli.guest:guest", "Start and stop guests of this host.", "Hosts"
-        ),
+        "guest": LazyCommand("agents.cli.guest:guest", "Start and stop guests of this host.", "Hosts"),
         "agent": LazyCommand("agents.cli.agent:agent", "Run this host's agent.", "Hosts"),
         "pki": LazyCommand(
             "agents.cli.pki:pki", "Make and show the certificates of agents and operators.", "Set-up"

@@ -3,6 +3,7 @@
 DemoError
 ├── AgentDidNotStart     the world's: an agent's process ended or was silent; with the last line of its log
 ├── AgentEnded           ours: an agent's process ended while it was needed
+├── NoQemu               the world's: no QEMU, no kernel, or a guest that does not boot; with the remedy
 └── DemoFailed           the demo ended early for one of these or another known cause; says where the logs are
 """
 
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from agents.errors import AgentError
 
-__all__ = ["AgentDidNotStart", "AgentEnded", "DemoError", "DemoFailed"]
+__all__ = ["AgentDidNotStart", "AgentEnded", "DemoError", "DemoFailed", "NoQemu"]
 
 
 class DemoError(AgentError):
@@ -44,6 +45,10 @@ class AgentEnded(DemoError):
     def __str__(self) -> str:
         said = f"; its last words: {self.last_words}" if self.last_words else ""
         return f"the agent of {self.host} ended with code {self.code} in the middle of the demo{said}"
+
+
+class NoQemu(DemoError):
+    """A QEMU guest cannot be played with on this machine; the sentence says what is missing."""
 
 
 class DemoFailed(DemoError):

@@ -9,53 +9,38 @@ link; both end with the move. Those of the agents' processes are `scratch`'s.
 from __future__ import annotations
 
 import contextlib
-import os
-import select
-import uuid
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol
 
 import anyio
-import anyio.to_thread
 
 from agents.api import JobView
 from agents.client import Fleet
 from agents.config import EventLoop
 from agents.demo.cutter import CutPlan, Cutter
+from agents.demo.embedded import EmbeddedDemoGuest
 from agents.demo.errors import DemoFailed
+from agents.demo.guests import DemoGuest, Look
 from agents.demo.proof import Evidence, Proof, Standstill, judge
-from agents.demo.scratch import DESTINATION, SOURCE, Agents, Scratch, end_guests, open_scratch, running_agents
+from agents.demo.qemu import QemuDemoGuest, best_accel, find_qemu
+from agents.demo.scratch import DESTINATION, SOURCE, Agents, Scratch, open_scratch, running_agents
 from agents.errors import AgentError, RequestRefused
-from agents.hypervisors.embedded.client import (
-    FINGERPRINT_TIMEOUT_S,
-    Description,
-    GuestClient,
-    start_guest,
-)
-from agents.hypervisors.embedded.devices import SECTOR_BYTES, MemorySectors
-from agents.hypervisors.embedded.errors import GuestGone
-from agents.hypervisors.embedded.replay import replay
-from agents.hypervisors.embedded.rundir import GuestPaths
-from agents.hypervisors.embedded.spec import PAGE_BYTES, EmbeddedSpec, Pattern
-from agents.units import approx_duration, approx_size
+from agents.units import approx_duration
 from migrate.compression import Compression
 from migrate.errors import MigrationError
 from migrate.stats import Report
 from transport.errors import TransportError
 
-__all__ = ["MIN_RAM_BYTES", "Demo", "Outcome", "Show", "least_ram_bytes", "run_demo"]
+__all__ = ["MIN_RAM_BYTES", "Demo", "GuestKind", "Outcome", "Show", "least_ram_bytes", "run_demo"]
 
 # Below this the content and the working set would be a handful of pages.
 MIN_RAM_BYTES: Final = 4 << 20
-DISK_BYTES: Final = 1 << 20
-# Long enough to be past its start, short enough that nobody waits for it.
-RUN_BEFORE_S: Final = 1.0
+# Linux and its initramfs, and something to move.
+MIN_QEMU_RAM_BYTES: Final = 160 << 20
 RUN_AFTER_S: Final = 0.5
-LOOK_EVERY_S: Final = 0.2
 # What a first pass takes for each part between two cuts; see MIN_CUT_GAP_S.
 CUT_PART_S: Final = 0.5
 # What its content becomes on the wire: 7 to 8 times smaller where it is compressed; `auto` begins without, as long as
@@ -65,10 +50,13 @@ COMPRESSION_RATIOS: Final = MappingProxyType({Compression.OFF: 1, Compression.AU
 RAM_BYTES_PER_CUT: Final = 4 << 20
 # Of less, all that is sent fits into the burst of the cap and the sockets' buffers, and is gone before it can be cut.
 MIN_CUT_RAM_BYTES: Final = 64 << 20
-# The program runs some ten times faster than at its pace, so that only a demo of many minutes comes near this.
-UNMOVED_TIMEOUT_S: Final = 300.0
 
-T = TypeVar("T")
+
+class GuestKind(StrEnum):
+    """What kind of guest is moved."""
+
+    EMBEDDED = "embedded"
+    QEMU = "qemu"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +65,7 @@ class Demo:
 
     ram_bytes: int
     dirty_bytes_per_s: int
+    kind: GuestKind = GuestKind.EMBEDDED
     link_bytes_per_s: int | None = None
     is_offline: bool = False
     link_cuts: int = 0
@@ -85,11 +74,12 @@ class Demo:
     keep: bool = False
 
 
-def least_ram_bytes(link_cuts: int) -> int:
-    """Give the RAM that a guest must have for its link to be cut so often while it is moved."""
-    if not link_cuts:
-        return MIN_RAM_BYTES
-    return max(MIN_CUT_RAM_BYTES, RAM_BYTES_PER_CUT * (link_cuts + 1))
+def least_ram_bytes(link_cuts: int, kind: GuestKind = GuestKind.EMBEDDED) -> int:
+    """Give the RAM that a guest must have: to be one, and for its link to be cut so often while it is moved."""
+    least_bytes = MIN_RAM_BYTES if kind is GuestKind.EMBEDDED else MIN_QEMU_RAM_BYTES
+    if link_cuts:
+        least_bytes = max(least_bytes, MIN_CUT_RAM_BYTES, RAM_BYTES_PER_CUT * (link_cuts + 1))
+    return least_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,26 +132,34 @@ async def run_demo(demo: Demo, show: Show) -> Outcome:
 
 
 async def _play(demo: Demo, scratch: Scratch, show: Show) -> Outcome:
+    guest = _guest(demo, scratch)
     show.begins("starting two agents")
     try:
         async with running_agents(
             scratch, event_loop=demo.event_loop, with_cutter=demo.link_cuts > 0
         ) as agents:
             show.done(f"two agents, {SOURCE} and {DESTINATION}, trust each other's certificates")
-            spec = await _start(demo, scratch, show)
-            report, at_source, source_has_ended = await _move(demo, scratch, agents, spec, show)
-            arrived, later, moved = await _look_after(scratch, spec, show)
+            show.begins(f"starting a guest on {SOURCE}: {guest.sentence}")
+            await guest.start(SOURCE)
+            show.done(f"a guest runs on {SOURCE}: {guest.sentence}")
+            report, at_source, source_has_ended = await _move(demo, agents, guest, show)
+            show.begins(f"watching it run on {DESTINATION}")
+            arrived = await guest.look(DESTINATION)
+            await anyio.sleep(RUN_AFTER_S)
+            later = await guest.look(DESTINATION)
+            show.done(f"it runs on at {DESTINATION}: {later.written} pages written, {later.errors} errors")
+            moved = await guest.take(DESTINATION)
             cuts = agents.cutter.cuts if agents.cutter else 0
     finally:
-        await end_guests(scratch)
-    unmoved, unmoved_s = await _run_unmoved(spec, moved.instructions, show)
+        await guest.end()
+    unmoved, unmoved_s = await _run_unmoved(guest, moved, show)
     evidence = Evidence(
         report=report,
         at_source=at_source,
         arrived=arrived,
         later=later,
         source_has_ended=source_has_ended,
-        moved=moved,
+        moved=moved if isinstance(moved, Standstill) else None,
         unmoved=unmoved,
         unmoved_s=unmoved_s,
     )
@@ -178,56 +176,37 @@ async def _play(demo: Demo, scratch: Scratch, show: Show) -> Outcome:
     )
 
 
-async def _start(demo: Demo, scratch: Scratch, show: Show) -> EmbeddedSpec:
-    """Start the guest at the source, and let it run a little."""
-    spec = _spec(demo, scratch)
-    content = f"{approx_size(demo.ram_bytes)} of RAM, writes {approx_size(demo.dirty_bytes_per_s)}/s"
-    show.begins(f"starting a guest on {SOURCE}: {content}")
-    await anyio.Path(spec.disk_path or "").write_bytes(bytes(DISK_BYTES))
-    await anyio.to_thread.run_sync(start_guest, spec, scratch.guests_dir(SOURCE))
-    await anyio.sleep(RUN_BEFORE_S)
-    show.done(f"a guest runs on {SOURCE}: {content}")
-    return spec
-
-
-def _spec(demo: Demo, scratch: Scratch) -> EmbeddedSpec:
-    half = demo.ram_bytes // 2 // PAGE_BYTES * PAGE_BYTES
-    return EmbeddedSpec(
-        guest_id=str(uuid.uuid4()),
-        name="demo",
+def _guest(demo: Demo, scratch: Scratch) -> DemoGuest:
+    """Choose the kind of guest. Raises NoQemu."""
+    if demo.kind is GuestKind.EMBEDDED:
+        return EmbeddedDemoGuest(scratch, ram_bytes=demo.ram_bytes, dirty_bytes_per_s=demo.dirty_bytes_per_s)
+    scratch.has_qemu = True
+    return QemuDemoGuest(
+        scratch,
         ram_bytes=demo.ram_bytes,
-        pattern=Pattern.HOT,
         dirty_bytes_per_s=demo.dirty_bytes_per_s,
-        working_set_bytes=half // 2 // PAGE_BYTES * PAGE_BYTES,
-        fill_bytes=half,
-        disk_path=str(scratch.shared / "demo.img"),
+        binary=find_qemu(),
+        accel=best_accel(),
     )
 
 
-async def _move(
-    demo: Demo, scratch: Scratch, agents: Agents, spec: EmbeddedSpec, show: Show
-) -> tuple[Report, Description, bool]:
+async def _move(demo: Demo, agents: Agents, guest: DemoGuest, show: Show) -> tuple[Report, Look, bool]:
     """Move the guest, cut the link meanwhile, and look at it on the host that it leaves for as long as it is there."""
     show.begins(f"moving it to {DESTINATION}")
     fleet = Fleet(agents.settings)
-    saboteur = _Saboteur(demo, spec, fleet, agents.cutter) if agents.cutter else None
+    saboteur = _Saboteur(demo, guest.content_bytes, fleet, agents.cutter) if agents.cutter else None
 
     def on_progress(view: JobView) -> None:
         show.moving(view)
         if saboteur:
             saboteur.heard(view)
 
-    async with (
-        _looking_at(scratch, SOURCE, spec) as client,
-        _process_of(client) as process,
-        anyio.create_task_group() as tasks,
-    ):
-        watch = _Watch(client, await _in_thread(client.describe))
-        tasks.start_soon(watch.look)
+    async with guest.watching(SOURCE) as watcher, anyio.create_task_group() as tasks:
+        tasks.start_soon(watcher.watch)
         if saboteur:
             tasks.start_soon(saboteur.lift_cap)
         report = await fleet.move(
-            spec.guest_id,
+            guest.guest_id,
             DESTINATION,
             is_offline=demo.is_offline,
             bandwidth_bytes_per_s=saboteur.cap_bytes_per_s if saboteur else demo.link_bytes_per_s,
@@ -236,31 +215,30 @@ async def _move(
             on_progress=on_progress,
         )
         tasks.cancel_scope.cancel()
-        has_ended = process.has_ended()
+        has_ended = watcher.has_ended()
     cuts = f", though the link was cut {agents.cutter.cuts} times" if agents.cutter else ""
     stopped = approx_duration(report.downtime.total_s) if report.downtime else "unknown"
     show.done(f"it moved to {DESTINATION} in {approx_duration(report.total_s)}, stopped for {stopped}{cuts}")
-    return report, watch.last, has_ended
+    return report, watcher.last, has_ended
 
 
-class _Watch:
-    """Looks at the guest on the host that it leaves, until it is gone from there."""
-
-    def __init__(self, client: GuestClient, first: Description) -> None:
-        self._client = client
-        self.last = first
-
-    async def look(self) -> None:
-        with contextlib.suppress(GuestGone):
-            while True:
-                await anyio.sleep(LOOK_EVERY_S)
-                self.last = await _in_thread(self._client.describe)
+async def _run_unmoved(guest: DemoGuest, moved: object, show: Show) -> tuple[Standstill | None, float | None]:
+    """Run the same guest once more from boot, without a move, where that is the same."""
+    if not isinstance(moved, Standstill):
+        return None, None
+    what = "running the same guest again, without a move"
+    show.begins(what)
+    ran = await guest.run_unmoved(moved, lambda so_far: show.begins(f"{what}: {so_far}"))
+    if ran is None or not isinstance(ran[0], Standstill):
+        return None, None
+    show.done(f"the same guest ran again without a move: {moved.instructions} instructions")
+    return ran[0], ran[1]
 
 
 class _Saboteur:
     """Cuts the link as planned. Until the last cut the link has a cap, so that there is a transfer to cut."""
 
-    def __init__(self, demo: Demo, spec: EmbeddedSpec, fleet: Fleet, cutter: Cutter) -> None:
+    def __init__(self, demo: Demo, content_bytes: int, fleet: Fleet, cutter: Cutter) -> None:
         self._demo = demo
         self._fleet = fleet
         self._cutter = cutter
@@ -270,7 +248,7 @@ class _Saboteur:
         # A link that is slow enough to be cut is one that `auto` would soon compress for.
         self.compression: Final = demo.compression or Compression.ZSTD
         ratio = COMPRESSION_RATIOS[self.compression]
-        longest = int(spec.fill_bytes / ratio / (CUT_PART_S * (demo.link_cuts + 1)))
+        longest = int(content_bytes / ratio / (CUT_PART_S * (demo.link_cuts + 1)))
         self.cap_bytes_per_s: Final = min(demo.link_bytes_per_s or longest, longest)
 
     def heard(self, view: JobView) -> None:
@@ -291,99 +269,6 @@ class _Saboteur:
         with contextlib.suppress(RequestRefused):
             async with self._fleet.connect(SOURCE) as agent:
                 await agent.set_limits(self._job, bandwidth_bytes_per_s=self._demo.link_bytes_per_s or 0)
-
-
-async def _look_after(
-    scratch: Scratch, spec: EmbeddedSpec, show: Show
-) -> tuple[Description, Description, Standstill]:
-    """Look at the guest at the destination while it runs on, then stop it and take all of it."""
-    show.begins(f"watching it run on {DESTINATION}")
-    async with _looking_at(scratch, DESTINATION, spec) as client:
-        arrived = await _in_thread(client.describe)
-        await anyio.sleep(RUN_AFTER_S)
-        later = await _in_thread(client.describe)
-        show.done(f"it runs on at {DESTINATION}: {later.pages_written} pages written, {later.errors} errors")
-        await _in_thread(client.pause)
-        stopped = await _in_thread(client.describe)
-        moved = Standstill(
-            instructions=stopped.instructions,
-            ram=await _in_thread(client.fingerprint),
-            device_state=await _in_thread(client.save_state),
-            disk=await anyio.Path(spec.disk_path or "").read_bytes(),
-        )
-        return arrived, later, moved
-
-
-async def _run_unmoved(spec: EmbeddedSpec, instructions: int, show: Show) -> tuple[Standstill, float]:
-    """Run the same guest once more from boot, without a move; give it where it stands after as many instructions."""
-    show.begins("running the same guest again, without a move")
-    sectors = MemorySectors()
-    done = 0
-    is_unwanted = False
-
-    def on_progress(instructions_done: int) -> None:
-        nonlocal done
-        done = instructions_done
-        if is_unwanted:
-            raise InterruptedError("nobody waits for this run any more")
-
-    async def tell() -> None:
-        while True:
-            await anyio.sleep(LOOK_EVERY_S)
-            show.begins(f"running the same guest again, without a move: {100 * done // instructions} %")
-
-    started_s = anyio.current_time()
-    try:
-        with anyio.fail_after(UNMOVED_TIMEOUT_S):
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(tell)
-                ram, device_state = await anyio.to_thread.run_sync(
-                    lambda: replay(spec, instructions, sectors=sectors, on_progress=on_progress),
-                    abandon_on_cancel=True,
-                )
-                tasks.cancel_scope.cancel()
-    finally:
-        is_unwanted = True
-    unmoved_s = anyio.current_time() - started_s
-    disk = b"".join(sectors.read(sector) or b"" for sector in range(DISK_BYTES // SECTOR_BYTES))
-    show.done(f"the same guest ran again without a move: {instructions} instructions")
-    unmoved = Standstill(instructions=instructions, ram=ram, device_state=device_state, disk=disk)
-    return unmoved, unmoved_s
-
-
-@asynccontextmanager
-async def _looking_at(scratch: Scratch, host: str, spec: EmbeddedSpec) -> AsyncIterator[GuestClient]:
-    paths = GuestPaths.of_guest(scratch.guests_dir(host), spec.guest_id)
-    client = await _in_thread(lambda: GuestClient(paths.socket, timeout_s=FINGERPRINT_TIMEOUT_S))
-    try:
-        yield client
-    finally:
-        client.close()
-
-
-class _Process:
-    """A process that may end, and whose number may then be another's."""
-
-    def __init__(self, pidfd: int) -> None:
-        self._pidfd = pidfd
-
-    def has_ended(self) -> bool:
-        poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
-        return bool(poll.poll(0))
-
-
-@asynccontextmanager
-async def _process_of(client: GuestClient) -> AsyncIterator[_Process]:
-    pidfd = os.pidfd_open(client.pid)
-    try:
-        yield _Process(pidfd)
-    finally:
-        os.close(pidfd)
-
-
-async def _in_thread(call: Callable[[], T]) -> T:
-    return await anyio.to_thread.run_sync(call)
 
 
 def _known_causes(exc: BaseException) -> tuple[str, ...] | None:

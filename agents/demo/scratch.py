@@ -20,17 +20,13 @@ from typing import Final
 
 import anyio
 import anyio.abc
-import anyio.to_thread
 
 from agents import pki
 from agents.config import ClientSettings, Endpoint, EventLoop, TlsSettings
 from agents.demo.cutter import Cutter
 from agents.demo.errors import AgentDidNotStart, AgentEnded
-from agents.hypervisors.embedded.client import GuestClient
-from agents.hypervisors.embedded.errors import EmbeddedError
-from agents.hypervisors.embedded.rundir import GuestPaths, clean_stale, guest_ids
 
-__all__ = ["HOSTS", "Agents", "Scratch", "end_guests", "open_scratch", "running_agents"]
+__all__ = ["HOSTS", "Agents", "Scratch", "open_scratch", "running_agents"]
 
 SOURCE: Final = "host-a"
 DESTINATION: Final = "host-b"
@@ -333,24 +329,3 @@ async def _is_healthy(port: int) -> bool:
 async def _watch(scratch: Scratch, host: str, process: anyio.abc.Process) -> None:
     code = await process.wait()
     raise AgentEnded(host, code, scratch.last_words(host))
-
-
-async def end_guests(scratch: Scratch) -> None:
-    """End every guest that is left at either host; the agents have ended. Not cancelled by anything."""
-    with anyio.CancelScope(shield=True):
-        await anyio.to_thread.run_sync(_end_guests, scratch)
-
-
-def _end_guests(scratch: Scratch) -> None:
-    for host in HOSTS:
-        for guest_id in list(guest_ids(scratch.guests_dir(host))):
-            paths = GuestPaths.of_guest(scratch.guests_dir(host), guest_id)
-            # One that has ended by itself is what is wanted.
-            with suppress(EmbeddedError):
-                client = GuestClient(paths.socket)
-                try:
-                    client.quit()
-                    client.await_end()
-                finally:
-                    client.close()
-            clean_stale(paths)

@@ -27,7 +27,7 @@ downtime        8.10 ms                              the guest stood still; of t
   device state  100 us                               then its registers were saved
   load          3.00 ms                              digests compared, state loaded
   resume        2.00 ms                              ownership taken, guest started
-guest RAM       8.00 MiB                             half of it filled when it booted
+guest RAM       8.00 MiB                             all of it, holes included
 on the wire     1.00 MiB, 2.10 MB/s on average       sealed, everything included
   zero pages    3, sent as runs                      only their numbers travel
   raw pages     0 in 0 B                             sent as they are

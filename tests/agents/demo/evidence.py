@@ -5,25 +5,17 @@ from __future__ import annotations
 import uuid
 from dataclasses import replace
 
+from agents.demo.guests import Look
 from agents.demo.proof import Evidence, Standstill, judge
 from agents.demo.run import Demo, Outcome
-from agents.hypervisors.embedded.client import Description
-from agents.hypervisors.embedded.spec import EmbeddedSpec
 from migrate.phases import Phase
 from migrate.stats import DowntimeParts, PageCounts, Report, RoundStats
 
-SPEC = EmbeddedSpec(
-    guest_id=str(uuid.UUID(int=1)),
-    name="demo",
-    ram_bytes=8 << 20,
-    working_set_bytes=1 << 20,
-    fill_bytes=4 << 20,
-    disk_path="/shared/demo.img",
-)
+GUEST_ID = str(uuid.UUID(int=1))
 STANDSTILL = Standstill(instructions=9000, ram=b"r" * 32, device_state=b"state", disk=bytes(512))
 REPORT = Report(
     phase=Phase.COMPLETE,
-    guest_id=SPEC.guest_id,
+    guest_id=GUEST_ID,
     guest_name="demo",
     source="host-a",
     destination="host-b",
@@ -56,21 +48,16 @@ REPORT = Report(
 )
 
 
-def look(ticks: int, **changed: object) -> Description:
-    """Give what a guest says of itself after so many ticks."""
-    seen = Description(
-        spec=SPEC,
-        pid=1,
-        state="running",
-        fault="",
-        instructions=ticks * 50,
-        has_ended=False,
+def look(ticks: int, **changed: object) -> Look:
+    """Give what a guest shows of itself after so many ticks."""
+    seen = Look(
         ticks=ticks,
-        pages_written=ticks,
+        work=ticks * 50,
+        work_unit="instructions",
+        written=ticks,
         errors=0,
-        heartbeats=0,
-        console_tail=b"",
-        tracking="uffd-wp",
+        is_running=True,
+        state="running",
     )
     return replace(seen, **changed)  # type: ignore[arg-type]
 

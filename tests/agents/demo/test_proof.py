@@ -24,8 +24,16 @@ def test_good_evidence_proves_all_claims() -> None:
         (replace(GOOD, arrived=look(99)), "guest_went_on", "ticks do not go on"),
         (replace(GOOD, later=look(150)), "guest_went_on", "instructions do not go on"),
         (replace(GOOD, later=look(180, errors=1)), "guest_went_on", "found 1 errors"),
-        (replace(GOOD, later=look(180, state="faulted", fault="bad opcode")), "guest_went_on", "bad opcode"),
-        (replace(GOOD, later=look(180, state="paused")), "guest_went_on", "on host-b it is paused"),
+        (
+            replace(GOOD, later=look(180, is_running=False, state="faulted", problem="bad opcode")),
+            "guest_went_on",
+            "bad opcode",
+        ),
+        (
+            replace(GOOD, later=look(180, is_running=False, state="paused")),
+            "guest_went_on",
+            "on host-b it is paused",
+        ),
         (replace(GOOD, source_has_ended=False), "guest_went_on", "still there"),
         (replace(GOOD, moved=replace(STANDSTILL, ram=b"x")), "equals_unmoved_run", "differ in RAM"),
         (
@@ -49,3 +57,10 @@ def test_each_piece_of_bad_evidence_fails_its_claim_alone(spoiled: Evidence, fai
 
 def test_a_guest_that_had_no_time_since_the_last_look_has_still_gone_on() -> None:
     assert judge(replace(GOOD, arrived=look(100))).holds
+
+
+def test_a_guest_that_is_never_the_same_twice_is_proved_by_the_other_two_claims() -> None:
+    proof = judge(replace(GOOD, moved=None, unmoved=None, unmoved_s=None))
+    assert proof.holds
+    assert proof.equals_unmoved_run is None
+    assert [claim.name for claim in proof.claims] == ["ram_equal", "guest_went_on"]

@@ -34,12 +34,13 @@ from numpy.typing import NDArray
 from memory.digest import RamDigest
 from memory.errors import CodecError
 from memory.layout import PAGE_BYTES
-from memory.runs import Runs, check_runs, expand, pages_in, runs_of_gfns
+from memory.runs import Runs, check_runs, empty_runs, expand, pages_in, runs_of_gfns, union
 
 __all__ = [
     "BATCH_VERSION",
     "MAX_BATCH_PAGES",
     "MAX_DATA_BYTES",
+    "MAX_KEPT_ZERO_PAGES",
     "MAX_PAYLOAD_BYTES",
     "MAX_RUNS",
     "BatchDecoder",
@@ -61,6 +62,12 @@ MAX_RUNS = 4096
 _HEADER = struct.Struct("<BBHHHI")
 _RUN = np.dtype([("first_gfn", "<u8"), ("pages", "<u4")])
 MAX_PAYLOAD_BYTES = _HEADER.size + MAX_RUNS * _RUN.itemsize + MAX_DATA_BYTES
+
+# Zeros that wait for the next payload: rows that leave room for those of one more batch, and pages that are found in
+# some 20 ms, so that a guest of nothing else still shows progress.
+MAX_KEPT_ROWS = MAX_RUNS - 3 * MAX_BATCH_PAGES
+MAX_KEPT_ZERO_PAGES = 16384
+_NO_RUNS = empty_runs()
 
 # A batch that zstd shrinks by less goes RAW: the destination saves more CPU than the link gains.
 _MIN_GAIN = 16
@@ -120,17 +127,33 @@ class BatchEncoder:
         self._gathered = np.empty((MAX_BATCH_PAGES, _WORDS), dtype=np.uint64)
         self._compacted = np.empty((MAX_BATCH_PAGES, _WORDS), dtype=np.uint64)
         self._compressor: tuple[int, zstandard.ZstdCompressor] | None = None
+        self._zero_runs: list[Runs] = []
+        self.clear()
 
     def encode_into(self, ram: GatheredRam, runs: Runs, out: memoryview, *, level: int | None) -> BatchStats:
-        """Write the pages of `runs`, at most MAX_BATCH_PAGES and at least one, to the start of `out`.
+        """Write the pages of `runs` to the start of `out`: `load` and `write` in one."""
+        self.clear()
+        self.load(ram, runs)
+        return self.write(out, level=level)
 
-        The pages are copied from `ram` once; zero pages are found, the digest is updated and data is compressed
-        on that copy. `out` has MAX_PAYLOAD_BYTES. `level` is zstd's, None sends data as it is.
+    def clear(self) -> None:
+        """Forget what was loaded and not written."""
+        self._zero_runs.clear()
+        self._zero_rows = self._zero_pages = 0
+        self._data_runs, self._data = _NO_RUNS, memoryview(b"")
+
+    def load(self, ram: GatheredRam, runs: Runs) -> bool:
+        """Take the pages of `runs`, at most MAX_BATCH_PAGES and at least one; say whether to `write` now.
+
+        The pages are copied from `ram` once; zero pages are found, the digest is updated and data is compressed on that
+        copy. Pages that are all zero need no payload of their own: they are kept for the next one, so that a stretch
+        of zeros costs a row and not a record for each MiB.
         """
         pages = pages_in(runs)
         if not 1 <= pages <= MAX_BATCH_PAGES:
             raise ValueError(f"a batch has 1 to {MAX_BATCH_PAGES} pages, not {pages}")
-        _check_room(out)
+        if len(self._data_runs):
+            raise ValueError("a batch is loaded already: write it first")
         ram.gather(runs, self._gathered.data.cast("B"))
         words = self._gathered[:pages]
         # On a batch in cache 43 GiB/s, where any(axis=1) makes 18 (2 vCPUs).
@@ -143,44 +166,46 @@ class BatchEncoder:
             kept = np.flatnonzero(is_data)
             # mode="clip" writes straight to `out`; the default mode makes a copy first, to be able to fail.
             words = np.take(words, kept, axis=0, out=self._compacted[: len(kept)], mode="clip")
-        data = words.data.cast("B") if len(words) else memoryview(b"")
+        self._data = words.data.cast("B") if len(words) else memoryview(b"")
+        self._data_runs = data_runs
         if self._digest is not None:
             self._digest.update_zeros(zero_runs)
-            self._digest.update(data_runs, data)
+            self._digest.update(data_runs, self._data)
+        if len(zero_runs):
+            self._zero_runs.append(zero_runs)
+            self._zero_rows += len(zero_runs)
+            self._zero_pages += pages_in(zero_runs)
+        return (
+            len(data_runs) > 0 or self._zero_rows > MAX_KEPT_ROWS or self._zero_pages >= MAX_KEPT_ZERO_PAGES
+        )
+
+    def write(self, out: memoryview, *, level: int | None) -> BatchStats:
+        """Write what was loaded to the start of `out`, which has MAX_PAYLOAD_BYTES; a payload of 0 when nothing was.
+
+        `level` is zstd's, None sends data as it is.
+        """
+        _check_room(out)
+        data, data_runs = self._data, self._data_runs
+        # The rows of neighbours that touch become one.
+        zero_runs = union(np.concatenate(self._zero_runs), _NO_RUNS) if self._zero_runs else _NO_RUNS
+        if not len(zero_runs) and not len(data_runs):
+            return BatchStats(
+                payload_bytes=0, zero_pages=0, raw_pages=0, zstd_pages=0, data_payload_bytes=0, compress_s=0.0
+            )
         body, compress_s = self._compress(data, level)
         kind = PageKind.RAW if body is None else PageKind.ZSTD
         payload_bytes = _write(out, kind, zero_runs, data_runs, data if body is None else body)
-        return BatchStats(
+        data_pages = len(data) // PAGE_BYTES
+        stats = BatchStats(
             payload_bytes=payload_bytes,
-            zero_pages=pages - len(words),
-            raw_pages=len(words) if body is None else 0,
-            zstd_pages=0 if body is None else len(words),
+            zero_pages=self._zero_pages,
+            raw_pages=data_pages if body is None else 0,
+            zstd_pages=0 if body is None else data_pages,
             data_payload_bytes=len(data if body is None else body),
             compress_s=compress_s,
         )
-
-    def encode_zero_runs_into(self, runs: Runs, out: memoryview) -> tuple[int, BatchStats]:
-        """Write the first of `runs` as zeros, without a look at the RAM: for holes that are known to be holes.
-
-        Returns:
-            how many rows of `runs` are in the payload (at most MAX_RUNS, at least one), and its figures.
-        """
-        if len(runs) == 0:
-            raise ValueError("a batch has at least one run")
-        _check_room(out)
-        taken = runs[:MAX_RUNS]
-        if self._digest is not None:
-            self._digest.update_zeros(taken)
-        payload_bytes = _write(out, PageKind.RAW, taken, runs[:0], b"")
-        stats = BatchStats(
-            payload_bytes=payload_bytes,
-            zero_pages=pages_in(taken),
-            raw_pages=0,
-            zstd_pages=0,
-            data_payload_bytes=0,
-            compress_s=0.0,
-        )
-        return len(taken), stats
+        self.clear()
+        return stats
 
     def _compress(self, data: memoryview, level: int | None) -> tuple[bytes | None, float]:
         """Give one zstd frame, or None when the data goes as it is, and the seconds spent."""

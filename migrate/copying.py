@@ -20,8 +20,10 @@ from memory.errors import TrackerLost
 from memory.layout import PAGE_BYTES
 from memory.runs import Runs
 from migrate.compression import CompressionChooser
+from migrate.devicestate import FAST_LINK_BYTES_PER_S
 from migrate.errors import MigrationFailed
-from migrate.pagewire import PageProducer, Pool
+from migrate.lastround import LastRound
+from migrate.pagewire import BATCH_PAGES, PageProducer, Pool
 from migrate.phases import Phase
 from migrate.plan import Decision
 from migrate.ports import PayloadSender, RunningGuest
@@ -126,21 +128,36 @@ class Copier:
     async def send_dirty(self) -> PageCounts:
         """Send everything that is dirty now and wait until the destination has it."""
         await self._guest.drain()
-        runs: Runs = self._dirty.take_runs()
-        producer = PageProducer(
-            ram=self._guest.ram,
-            runs=runs,
-            chooser=self._chooser,
-            encoders=self._encoders,
-            clock=self._clock,
-        )
-        self._producer = producer
+        self._producer = producer = self._page_producer()
         self._chooser.began(self._clock())
         await self.sender.send_all(producer, payloads=producer.payloads)
         self._chooser.ended(self._clock())
         self._producer = None
         self._counts += producer.counts
         return producer.counts
+
+    def last_round(self) -> LastRound:
+        """Begin the round of a guest that is about to stop; `send_last` sends what is added to it."""
+        slow = not self._rounds or self._rounds[-1].goodput_bytes_per_s < FAST_LINK_BYTES_PER_S
+        return LastRound(self._clock, self.sender.more_to_send, is_link_slow=slow)
+
+    async def send_last(self, last: LastRound) -> None:
+        """Send the last round until it is finished, and wait until the destination has it all."""
+        self._chooser.began(self._clock())
+        # As much as is dirty already and as much again, and the state beside it: for a handful of pages one connection
+        # is woken, whose thread does it all sooner than two that are in each other's way.
+        await self.sender.send_all(last, payloads=1 + 2 * self._dirty.count // BATCH_PAGES)
+        self._chooser.ended(self._clock())
+        if self._producer is not None:
+            self._counts += self._producer.counts
+            self._producer = None
+
+    async def add_last_pages(self, last: LastRound) -> None:
+        """Add what the stopped guest wrote and gave back since the last harvest."""
+        await self.harvest()
+        await self.mark_discarded()
+        self._producer = self._page_producer()
+        last.add_pages(self._producer)
 
     async def harvest(self) -> None:
         """Add what the guest wrote since the last harvest; nothing where no log runs (a suspended guest).
@@ -188,6 +205,16 @@ class Copier:
             predicted_downtime_s=last.predicted_downtime_s if last else 0.0,
             is_paused=is_paused,
             because=last.because if last else "",
+        )
+
+    def _page_producer(self) -> PageProducer:
+        runs: Runs = self._dirty.take_runs()
+        return PageProducer(
+            ram=self._guest.ram,
+            runs=runs,
+            chooser=self._chooser,
+            encoders=self._encoders,
+            clock=self._clock,
         )
 
     def _goodput(self, counts: PageCounts, sent_s: float) -> float:

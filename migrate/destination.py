@@ -21,7 +21,7 @@ from memory.digest import MIN_KEY_BYTES, RamDigest
 from memory.errors import RamError
 from memory.layout import PAGE_BYTES
 from memory.runs import pages_in
-from migrate.devicestate import MAX_DEVICE_STATE_BYTES, StateInvalid, unpack
+from migrate.devicestate import StagedState, StateInvalid
 from migrate.errors import (
     GuestRefused,
     JournalFailed,
@@ -47,8 +47,6 @@ from migrate.messages import (
     Prepare,
     Prepared,
     Running,
-    Staged,
-    State,
 )
 from migrate.ownership import Ownership, RecordInvalid, next_generation
 from migrate.pagewire import PageConsumer
@@ -119,7 +117,6 @@ class IncomingMigration:
         self._ports = ports
         self._undo = UndoStack()
         self._receiver: PayloadReceiver | None = None
-        self._state_bytes = 0
         self._is_armed = False
         self._lock = anyio.Lock()
 
@@ -164,8 +161,6 @@ class IncomingMigration:
                 return self._pong()
             case Arm():
                 return await self._arm()
-            case State():
-                return await self._stage(request)
             case Load():
                 return await self._load(request)
             case Commit():
@@ -201,7 +196,8 @@ class IncomingMigration:
         self._incoming = incoming = await ports.hypervisor.prepare_incoming(request.guest)
         self._undo.push("the empty machine", incoming.destroy)
         self._digest = RamDigest(incoming.ram.total_pages, request.digest_key)
-        consumer = PageConsumer(ram=incoming.ram, digest=self._digest)
+        self._state = StagedState()
+        consumer = PageConsumer(ram=incoming.ram, digest=self._digest, state=self._state)
         self._receiver = await ports.open_receiver(request, consumer)
         self._undo.push("the data connections", self._receiver.aclose)
         self._advance(Event.PREPARED, "an empty machine waits for pages")
@@ -236,21 +232,12 @@ class IncomingMigration:
         self._is_armed = True
         return Armed()
 
-    async def _stage(self, request: State) -> Staged:
-        """Keep a part of the device state: it is loaded after the last page."""
-        self._expect(Phase.PRECOPY, request)
-        part = await anyio.to_thread.run_sync(unpack, request)
-        self._state_bytes += len(part)
-        if self._state_bytes > MAX_DEVICE_STATE_BYTES:
-            raise GuestRefused(f"the device state has more than {MAX_DEVICE_STATE_BYTES >> 20} MiB")
-        await self._incoming.stage_device_state(part, request.is_early)
-        return Staged()
-
     async def _load(self, request: Load) -> Loaded:
         """All pages are here and acknowledged: prove them, then load the device state."""
         self._expect(Phase.PRECOPY, request)
-        if not self._is_armed or request.state_bytes != self._state_bytes:
-            raise PeerRefused("order", "Load came before Arm, or before all of the device state")
+        if not self._is_armed:
+            raise PeerRefused("order", "Load came before Arm")
+        state = self._state.whole(request.state_bytes)
         started_s = time.perf_counter()
         digest = b""
 
@@ -263,7 +250,7 @@ class IncomingMigration:
         async with anyio.create_task_group() as parts:
             # Both at once, since the guest stands still: what is loaded here does not run yet.
             parts.start_soon(prove)
-            parts.start_soon(self._incoming.load_device_state)
+            parts.start_soon(self._incoming.load_device_state, state)
         self._advance(Event.READY, "digests are equal and the device state is loaded")
         return Loaded(digest=digest, load_s=time.perf_counter() - started_s)
 
@@ -325,7 +312,7 @@ class IncomingMigration:
             await self._incoming.release()
             # The session stays for a source that asks again; its buffers and tables go now.
             self._undo.forget()
-            del self._incoming, self._digest
+            del self._incoming, self._digest, self._state
             await self._ports.journal.append("complete")
             await self._ports.storage.tidy(self._directory, self.guest_id)
 

@@ -12,8 +12,7 @@ bumps PROTOCOL, and N goes on talking to N-1.
     ... rounds of pages on the data connections, Ping/Pong meanwhile ...
     Arm          ->
                  <-  Armed          what a claim needs is on its disks: the guest may be stopped
-    State        ->  ... beside the last pages
-                 <-  Staged         a part of the device state waits there
+    ... the last pages and the device state on the data connections ...
     Load         ->
                  <-  Loaded         digest equal, device state loaded: it could run
     Commit       ->                 from here on ownership decides
@@ -50,8 +49,6 @@ __all__ = [
     "Prepare",
     "Prepared",
     "Running",
-    "Staged",
-    "State",
 ]
 
 PROTOCOL: Final = 1
@@ -124,20 +121,6 @@ class Armed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class State:
-    """The next part of the device state, as `migrate.devicestate` packs it. Loading an early one reads no RAM."""
-
-    content: bytes
-    is_zstd: bool
-    is_early: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Staged:
-    """The part waits; nothing of it is loaded."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
     """All of the stopped guest is there: the digest of its RAM, and how many bytes of device state it has."""
 
@@ -198,8 +181,6 @@ MESSAGES: Final = (
     Pong,
     Arm,
     Armed,
-    State,
-    Staged,
     Load,
     Loaded,
     Commit,

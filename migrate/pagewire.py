@@ -18,6 +18,7 @@ from memory.digest import RamDigest
 from memory.layout import PAGE_BYTES
 from memory.runs import Runs, pages_in
 from migrate.compression import CompressionChooser
+from migrate.devicestate import STATE_MARK, StagedState
 from migrate.ports import GuestRam
 from migrate.stats import PageCounts
 
@@ -86,15 +87,17 @@ class PageProducer:
 
     def __call__(self, out: memoryview) -> int:
         """Write the next payload to `out`; 0 when the round has no more pages."""
-        runs = self._cursor.take()
-        if len(runs) == 0:
-            return 0
         encoder = self._encoders.borrow()
+        encoder.clear()
         try:
-            stats = encoder.encode_into(self._ram, runs, out, level=self._chooser.level())
+            is_ready = False
+            while not is_ready and len(runs := self._cursor.take()):
+                is_ready = encoder.load(self._ram, runs)
+            stats = encoder.write(out, level=self._chooser.level())
         finally:
             self._encoders.give_back(encoder)
-        self._learn(stats)
+        if stats.payload_bytes:
+            self._learn(stats)
         return stats.payload_bytes
 
     def _learn(self, stats: BatchStats) -> None:
@@ -111,25 +114,30 @@ class PageProducer:
 
 
 class PageConsumer:
-    """Writes payloads to the RAM of the incoming guest. An instance is a `migrate.ports.PayloadConsumer`.
+    """Writes payloads to the RAM of the incoming guest, and keeps its device state: a `migrate.ports.PayloadConsumer`.
 
     The digest is taken from what is read back from the RAM, not from what was received, so that it also
     proves that the pages were written where they belong.
     """
 
-    def __init__(self, *, ram: GuestRam, digest: RamDigest) -> None:
+    def __init__(self, *, ram: GuestRam, digest: RamDigest, state: StagedState) -> None:
         self._ram = ram
         self._digest = digest
+        self._state = state
         self._decoders = Pool(lambda: BatchDecoder(ram.total_pages))
         self._readback = Pool(lambda: memoryview(bytearray(0)))
 
     def __call__(self, payload: memoryview) -> None:
-        """Take one payload.
+        """Take one payload: a batch of pages, or a part of the device state.
 
         Raises:
             CodecError: theirs; the payload is not a batch for this guest.
+            StateInvalid: theirs; it is no part of a device state.
             OutOfRam: the world's; this host cannot give the memory.
         """
+        if len(payload) and payload[0] == STATE_MARK:
+            self._state.add(payload)
+            return
         decoder = self._decoders.borrow()
         try:
             batch = decoder.decode(payload)

@@ -5,7 +5,7 @@ Law: no implementation. Each implementation passes the suite of the same name in
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -76,9 +76,8 @@ class DirtyTracker(Protocol):
         ...
 
 
-# Take the next part of a guest's device state, at most STATE_PART_BYTES of it, and whether it is early: such a part may
-# be loaded before the last pages are in, for loading it reads no RAM.
-DeviceStateSink = Callable[[bytes, bool], Awaitable[None]]
+# Take the next bytes of a guest's device state, in order. Does not wait.
+DeviceStateSink = Callable[[bytes], None]
 
 
 class RunningGuest(Protocol):
@@ -149,12 +148,8 @@ class IncomingGuest(Protocol):
     @property
     def ram(self) -> GuestRam: ...
 
-    async def stage_device_state(self, part: bytes, is_early: bool) -> None:
-        """Keep the next part; only an early one may be loaded yet. At most MAX_DEVICE_STATE_BYTES come in all."""
-        ...
-
-    async def load_device_state(self) -> None:
-        """Load what was staged, after the last page. Raises GuestRefused: it does not fit this machine."""
+    async def load_device_state(self, state: bytes) -> None:
+        """Load it after the last page. Raises GuestRefused: the state does not fit this machine."""
         ...
 
     async def resume(self) -> None:
@@ -199,8 +194,8 @@ class Hypervisor(Protocol):
         ...
 
 
-# Fill the buffer with the next payload and give its length; 0 means that there is no more. Called from
-# several worker threads at once. A payload that was given is sent until it is acknowledged.
+# Fill the buffer with the next payload and give its length; 0 when there are no more, transport.producer.NOT_YET when
+# there is none now. Called from several worker threads at once. What was given is sent until it is acknowledged.
 PayloadProducer = Callable[[memoryview], int]
 # Take one opened payload. Called from several worker threads at once; it is acknowledged when this returns.
 PayloadConsumer = Callable[[memoryview], None]
@@ -215,6 +210,10 @@ class PayloadSender(Protocol):
         Returning is the barrier between two rounds: whatever is sent next is newer everywhere.
         Raises PeerGone when the link stays broken for longer than the configured outage.
         """
+        ...
+
+    def more_to_send(self) -> None:
+        """The producer, which gave NOT_YET, has something now. From any thread."""
         ...
 
     @property

@@ -15,14 +15,12 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 import anyio
-import anyio.to_thread
 
 from memory.digest import MIN_KEY_BYTES
 from memory.errors import RamError
 from migrate.compression import CompressionChooser
 from migrate.controls import Controls
 from migrate.copying import Copier
-from migrate.devicestate import FAST_LINK_BYTES_PER_S, pack
 from migrate.doubt import settle
 from migrate.errors import (
     InDoubt,
@@ -51,7 +49,6 @@ from migrate.messages import (
     Prepare,
     Prepared,
     Running,
-    Staged,
 )
 from migrate.ownership import Ownership, RecordInvalid, Verdict, next_generation
 from migrate.phases import SOURCE, Event, Phase, advance
@@ -99,7 +96,6 @@ class OutgoingMigration:
         self._destination_digest: bytes | None = None
         self._tracking = ""
         self._is_suspended = False
-        self._state_bytes = 0
         self._stands_by_wish = False
         self._ended_s: float | None = None
         self._audit_s: float | None = None
@@ -234,13 +230,15 @@ class OutgoingMigration:
             watchers.cancel_scope.cancel()
         suspends = decision.next is Next.SUSPEND or self._is_suspended
         self._stands_by_wish = suspends
-        await self._pause(guest, lambda: guest.pause_for_switchover(self._send_state))
+        last = self._last = copier.last_round()
+        await self._pause(guest, lambda: guest.pause_for_switchover(last.add_state))
         self._advance(Event.SUSPENDED if suspends else Event.CONVERGED, decision.because)
 
     async def _suspend(self, guest: RunningGuest, copier: Copier) -> None:
         """Offline: stop the guest first, then copy all of it."""
         self._tracking = "none: the guest is suspended while it is copied"
         self._stands_by_wish = True
+        self._last = copier.last_round()
         await self._pause(guest, guest.pause)
         self._advance(Event.SUSPENDED, "offline migration: the guest is suspended, copied and resumed")
         await copier.mark_populated()
@@ -261,17 +259,6 @@ class OutgoingMigration:
             both.start_soon(guest.prepare_switchover)
             await self._ports.journal.append("commit-may-leave")
 
-    async def _send_state(self, part: bytes, is_early: bool) -> None:
-        """Give the destination the next part of the device state."""
-        rounds = self._copier.rounds if self._copier else ()
-        is_slow = not rounds or rounds[-1].goodput_bytes_per_s < FAST_LINK_BYTES_PER_S
-        if is_slow:
-            packed = await anyio.to_thread.run_sync(lambda: pack(part, is_early=is_early))
-        else:
-            packed = pack(part, is_early=is_early, is_link_slow=False)
-        await self._asker.ask(packed, Staged)
-        self._state_bytes += len(part)
-
     async def _stop(self, guest: RunningGuest, copier: Copier) -> None:
         """The guest stands still: send what is left of it, and have it proved and loaded.
 
@@ -289,21 +276,17 @@ class OutgoingMigration:
             ) from exc
 
     async def _copy_last(self, guest: RunningGuest, copier: Copier) -> None:
-        pages_s = self._ports.clock()
-
-        async def send_last_pages() -> None:
-            nonlocal pages_s
-            await copier.harvest()
-            await copier.mark_discarded()
-            await copier.send_dirty()
-            pages_s = self._ports.clock()
-
+        last = self._last
         async with anyio.create_task_group() as parts:
-            parts.start_soon(send_last_pages)
-            parts.start_soon(guest.save_device_state, self._send_state)
+            parts.start_soon(copier.send_last, last)
+            async with anyio.create_task_group() as makers:
+                makers.start_soon(copier.add_last_pages, last)
+                makers.start_soon(guest.save_device_state, last.add_state)
+            last.finish()
+        pages_s = last.pages_given_s or self._ports.clock()
         saved_s = self._ports.clock()
         digest = copier.digest()
-        loaded = await self._asker.ask(Load(digest=digest, state_bytes=self._state_bytes), Loaded)
+        loaded = await self._asker.ask(Load(digest=digest, state_bytes=last.state_bytes), Loaded)
         if loaded.digest != digest:
             raise MigrationFailed("the destination's RAM is not what was sent: the digests differ")
         if self._controls.failure is not None:

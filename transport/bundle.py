@@ -22,13 +22,14 @@ from transport import limits
 from transport.courier import Courier
 from transport.credit import Backoff
 from transport.errors import LocalMisuse, PeerGone, PeerMisbehaved
-from transport.flow import Flow, Producer
+from transport.flow import Flow
 from transport.frames import Kind
+from transport.producer import Producer
 from transport.receiving import Consumer, ReceiveBundle
 from transport.seal import Keys, Opener
 from transport.sockets import prepare_socket, run_interruptibly, shut_down
 
-__all__ = ["Consumer", "Dial", "Producer", "ReceiveBundle", "SendBundle"]
+__all__ = ["Consumer", "Dial", "ReceiveBundle", "SendBundle"]
 
 # Gives a connected, blocking socket for a slot, on which the hello has passed.
 Dial = Callable[[int], Awaitable[socket.socket]]
@@ -153,6 +154,10 @@ class SendBundle:
     def in_flight_bytes(self) -> int:
         """Memory of records that are not acknowledged."""
         return self._flow.in_flight_bytes
+
+    def more_to_send(self) -> None:
+        """The producer, which gave NOT_YET, has something now. From any thread; harmless when nobody waits for it."""
+        self._flow.more()
 
     def set_bandwidth(self, bytes_per_s: float | None) -> None:
         """Cap all connections together from now on; None lifts the cap, 0 holds everything."""

@@ -14,9 +14,10 @@ import time
 from typing import Final
 
 from transport.errors import LocalMisuse, PeerGone, ReplayedRecord
-from transport.flow import Flow, Producer, Waker
+from transport.flow import Flow, Waker
 from transport.frames import HEADER_BYTES, TAG_BYTES, Kind, parse_header
 from transport.ledger import SealedRecord
+from transport.producer import NOT_YET, Producer
 from transport.seal import Opener
 
 __all__ = ["ACK_BYTES", "Courier"]
@@ -99,6 +100,9 @@ class Courier:
             length = producer(payload)
             if length == 0:
                 self._flow.end_of_payloads()
+                return
+            if length == NOT_YET:
+                self._flow.ran_dry(self._slot)
                 return
             if not 0 < length <= len(payload):
                 raise LocalMisuse(f"a producer gave {length} bytes in a buffer of {len(payload)}")

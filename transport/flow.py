@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
 from typing import Final
 
 from transport import limits
@@ -18,11 +17,10 @@ from transport.credit import TokenBucket
 from transport.errors import LocalMisuse, PeerMisbehaved
 from transport.frames import HEADER_BYTES, TAG_BYTES, Header, Kind, pack_header
 from transport.ledger import SealedRecord, SendLedger
+from transport.producer import Producer
 from transport.seal import Keys, Sealer
 
-__all__ = ["Flow", "Producer", "Waker"]
-
-Producer = Callable[[memoryview], int]
+__all__ = ["Flow", "Waker"]
 
 
 class Waker:
@@ -65,6 +63,9 @@ class Flow:
         self._sleeping: set[Waker] = set()
         self._producer: Producer | None = None
         self._pulling = 0  # threads that have the producer in hand
+        self._is_dry = False  # the producer has nothing now, and may have more
+        self._mores = 0
+        self._pulled_at: dict[int, int] = {}
         self._is_draining = False
         self._is_interrupted = False
         self._rate_changes = 0
@@ -98,6 +99,7 @@ class Flow:
         with self._lock:
             self._producer = producer
             self._pulling = 0
+            self._is_dry = False
             self._is_draining = not self._ledger.all_acked
             self._is_interrupted = False
             self._failure = None
@@ -156,8 +158,10 @@ class Flow:
                 return again
             if self._is_draining and self._ledger.all_acked:
                 self._is_draining = False
-            if self._producer is not None and not self._is_draining and self._ledger.room():
+            can_make = not (self._is_draining or self._is_dry) and self._ledger.room()
+            if self._producer is not None and can_make:
                 self._pulling += 1
+                self._pulled_at[slot] = self._mores
                 return self._producer
             self._sleeping.add(waker)
             return None
@@ -166,6 +170,19 @@ class Flow:
         """Wake this one no more: its descriptor will be closed, and its number used again."""
         with self._lock:
             self._sleeping.discard(waker)
+
+    def ran_dry(self, slot: int) -> None:
+        """The producer gave NOT_YET: nobody asks it again before `more`, unless that came meanwhile."""
+        with self._lock:
+            self._pulling -= 1
+            self._is_dry = self._pulled_at[slot] == self._mores
+
+    def more(self) -> None:
+        """The producer has something now."""
+        with self._lock:
+            self._mores += 1
+            self._is_dry = False
+            self._wake_all()
 
     def end_of_payloads(self) -> None:
         """The producer gave 0: the round is done when everything is acknowledged."""

@@ -1,10 +1,10 @@
 /* The one program of the test guest: its init. Freestanding: no library, so that it is a few KiB for everybody.
  *
- *   workload [set=MiB] [rate=MiB/s] [fill=MiB] [pattern=hot|random] [content=mixed|random|zero] [word=1|page=1]
+ *   workload [set=MiB] [rate=MiB/s] [fill=MiB] [pattern=hot|random] [content=mixed|random|zero] [page=1] [beat=ms]
  *
  * It fills memory, then writes pages of its working set at a rate, keeps a heartbeat, and checks what it reads against
  * what it wrote. Every page carries its own number and a version; versions are kept a second time in a table, so that
- * an old page, a foreign page and a lost write are all seen. One line of output, five times a second:
+ * an old page, a foreign page and a lost write are all seen. One line of output for each beat, 200 ms by default:
  *
  *   HB <ms since start> writes=<pages> checks=<pages> errors=<pages> maxgap_us=<longest standstill since the last line>
  *
@@ -112,7 +112,7 @@ __attribute__((noreturn)) static void fail(const char *why) {
 __attribute__((noreturn, used)) void start(long *stack) {
     long argc = stack[0];
     char **argv = (char **)(stack + 1);
-    u64 set_mib = 64, rate_mib = 10, fill_mib = 0, whole_pages = 0;
+    u64 set_mib = 64, rate_mib = 10, fill_mib = 0, whole_pages = 0, beat_us = 200000;
     int is_random = 0, content = 1;
     for (long i = 1; i < argc; i++) {
         const char *s = argv[i];
@@ -120,6 +120,7 @@ __attribute__((noreturn, used)) void start(long *stack) {
         if (begins(s, "rate=")) rate_mib = value(s);
         if (begins(s, "fill=")) fill_mib = value(s);
         if (begins(s, "page=")) whole_pages = value(s);
+        if (begins(s, "beat=")) beat_us = value(s) * 1000;
         if (begins(s, "pattern=random")) is_random = 1;
         if (begins(s, "content=random")) content = 2;
         if (begins(s, "content=zero")) content = 0;
@@ -162,7 +163,7 @@ __attribute__((noreturn, used)) void start(long *stack) {
             u64 index = i < pages ? i : i - pages;
             if (page[0] != index * 2654435761UL + 1 || page[1] != (i < pages ? versions[i] : 0)) errors++;
         }
-        if (now - told >= 200000) {
+        if (now - told >= beat_us) {
             text("HB ");
             number((now - born) / 1000);
             text(" writes=");

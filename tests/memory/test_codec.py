@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from memory.codec import (
     MAX_BATCH_PAGES,
     MAX_DATA_BYTES,
+    MAX_KEPT_ZERO_PAGES,
     MAX_PAYLOAD_BYTES,
     MAX_RUNS,
     BatchDecoder,
@@ -23,7 +24,7 @@ from memory.codec import (
 )
 from memory.digest import RamDigest
 from memory.errors import CodecError
-from memory.layout import MAX_TOTAL_PAGES, PAGE_BYTES
+from memory.layout import PAGE_BYTES
 from memory.runs import Runs, check_runs, expand, pages_in
 from tests.fakes.ram import BytesRam
 from tests.memory.strategies import page, run
@@ -172,34 +173,55 @@ def test_a_buffer_one_byte_too_small_is_our_mistake() -> None:
     out = memoryview(bytearray(MAX_PAYLOAD_BYTES - 1))
     with pytest.raises(ValueError, match="needs room"):
         BatchEncoder(None).encode_into(ram_of([1]), run((0, 1)), out, level=None)
-    with pytest.raises(ValueError, match="needs room"):
-        BatchEncoder(None).encode_zero_runs_into(run((0, 1)), out)
 
 
-def test_a_huge_hole_is_one_row() -> None:
+def test_pages_of_zeros_wait_for_the_next_payload_and_touching_rows_are_one() -> None:
+    ram = BytesRam(3 * MAX_BATCH_PAGES)
+    ram.write(3 * MAX_BATCH_PAGES - 1, page(1))
+    encoder = BatchEncoder(None)
+    for batch in range(2):
+        assert not encoder.load(ram, run((batch * MAX_BATCH_PAGES, MAX_BATCH_PAGES)))
+    assert encoder.load(ram, run((2 * MAX_BATCH_PAGES, MAX_BATCH_PAGES)))
     out = memoryview(bytearray(MAX_PAYLOAD_BYTES))
-    taken, stats = BatchEncoder(None).encode_zero_runs_into(run((0, MAX_TOTAL_PAGES)), out)
-    assert (taken, stats.zero_pages, stats.payload_bytes) == (1, MAX_TOTAL_PAGES, 24)
-    batch = decode(out[: stats.payload_bytes], MAX_TOTAL_PAGES)
-    assert batch.zero_runs.tolist() == [[0, MAX_TOTAL_PAGES]]
-    assert len(batch.data_runs) == len(batch.pages) == 0
+    stats = encoder.write(out, level=None)
+    batch_back = decode(out[: stats.payload_bytes], 3 * MAX_BATCH_PAGES)
+    assert batch_back.zero_runs.tolist() == [[0, 3 * MAX_BATCH_PAGES - 1]]
+    assert batch_back.data_runs.tolist() == [[3 * MAX_BATCH_PAGES - 1, 1]]
+    assert (stats.zero_pages, stats.raw_pages) == (3 * MAX_BATCH_PAGES - 1, 1)
 
 
-def test_holes_beyond_the_limit_are_left_for_the_next_payload() -> None:
-    gfns = np.arange(0, 2 * (MAX_RUNS + 1), 2)
-    rows = np.column_stack((gfns, np.ones_like(gfns)))
-    digest = RamDigest(2 * MAX_RUNS + 2, KEY)
-    nonzero = memoryview(page(1))
-    for gfn in (0, 2 * MAX_RUNS):
-        digest.update(run((gfn, 1)), nonzero)
+def test_nothing_loaded_is_a_payload_of_nothing() -> None:
     out = memoryview(bytearray(MAX_PAYLOAD_BYTES))
-    taken, stats = BatchEncoder(digest).encode_zero_runs_into(rows, out)
-    assert taken == stats.zero_pages == MAX_RUNS
-    assert (decode(out[: stats.payload_bytes], 1 << 20).zero_runs == rows[:MAX_RUNS]).all()
-    zeros = RamDigest(2 * MAX_RUNS + 2, KEY)
-    assert digest.differing_pages(zeros.page_hashes).tolist() == [2 * MAX_RUNS]
-    with pytest.raises(ValueError, match="at least one run"):
-        BatchEncoder(None).encode_zero_runs_into(rows[:0], out)
+    assert BatchEncoder(None).write(out, level=1).payload_bytes == 0
+
+
+def test_scattered_zeros_are_written_before_they_outgrow_a_payload() -> None:
+    total = 4 * MAX_RUNS
+    ram, encoder, out = BytesRam(total), BatchEncoder(None), memoryview(bytearray(MAX_PAYLOAD_BYTES))
+    seen: list[int] = []
+    for first in range(0, total, 2 * MAX_BATCH_PAGES):
+        gfns = np.arange(first, first + 2 * MAX_BATCH_PAGES, 2)
+        if encoder.load(ram, np.column_stack((gfns, np.ones_like(gfns)))):
+            stats = encoder.write(out, level=None)
+            seen += decode(out[: stats.payload_bytes], total).zero_runs[:, 0].tolist()
+    stats = encoder.write(out, level=None)
+    if stats.payload_bytes:
+        seen += decode(out[: stats.payload_bytes], total).zero_runs[:, 0].tolist()
+    assert seen == list(range(0, total, 2))
+
+
+def test_a_guest_of_zeros_alone_is_written_now_and_then() -> None:
+    ram, encoder, loads = BytesRam(MAX_KEPT_ZERO_PAGES), BatchEncoder(None), 1
+    while not encoder.load(ram, run(((loads - 1) * MAX_BATCH_PAGES, MAX_BATCH_PAGES))):
+        loads += 1
+    assert loads * MAX_BATCH_PAGES == MAX_KEPT_ZERO_PAGES
+
+
+def test_a_batch_that_was_not_written_is_not_loaded_over() -> None:
+    encoder = BatchEncoder(None)
+    encoder.load(ram_of([1]), run((0, 1)))
+    with pytest.raises(ValueError, match="write it first"):
+        encoder.load(ram_of([1]), run((0, 1)))
 
 
 ONE = page(1)

@@ -211,7 +211,7 @@ async def test_pages_that_the_guest_gave_back_are_zero_at_the_destination_too() 
 
 
 async def test_a_device_state_of_too_many_bytes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("migrate.destination.MAX_DEVICE_STATE_BYTES", len(b"registers") - 1)
+    monkeypatch.setattr("migrate.devicestate.MAX_DEVICE_STATE_BYTES", len(b"registers") - 1)
     world = World()
     report = await world.migrate()
     assert report.phase is Phase.ROLLED_BACK

@@ -37,6 +37,7 @@ from migrate.stats import Progress, Report, RoundStats
 from tests.faults import Fuse, fused_stream_pair
 from transport.credit import Backoff
 from transport.errors import PeerGone
+from transport.producer import NOT_YET
 from transport.schema import Schema
 from transport.session import SESSION_SCHEMA, CallServer, CallSession
 from transport.wire import MessageChannel
@@ -136,7 +137,6 @@ class FakeGuest:
         self.ram = ArrayRam(PAGES)
         self.tracker = ScriptedTracker(self)
         self.state = b"registers"
-        self.staged = b""
         self.is_running = is_running
         self.rng = random.Random(7)
         self.dirty_per_round = [200, 60, 20, 5, 2]
@@ -179,13 +179,10 @@ class FakeGuest:
         self.world.record()
 
     async def save_device_state(self, send: DeviceStateSink) -> None:
-        await send(self.state, False)
+        send(self.state)
 
-    async def stage_device_state(self, part: bytes, is_early: bool) -> None:
-        self.staged += part
-
-    async def load_device_state(self) -> None:
-        self.state = self.staged
+    async def load_device_state(self, state: bytes) -> None:
+        self.state = state
 
     async def destroy(self) -> None:
         self.is_running = False
@@ -376,9 +373,14 @@ class InMemorySender:
         self._fuse = fuse
         self._bytes_per_s = bytes_per_s
         self._buffer = memoryview(bytearray(MAX_PAYLOAD_BYTES))
+        self._more = anyio.Event()
 
     async def send_all(self, producer: PayloadProducer, *, payloads: int | None = None) -> None:
         while size := producer(self._buffer):
+            if size == NOT_YET:
+                await self._more.wait()
+                self._more = anyio.Event()
+                continue
             if self._fuse.count():
                 self.link_breaks += 1
                 self.resent_bytes += size
@@ -388,6 +390,9 @@ class InMemorySender:
             self._consumer(self._buffer[:size])
             self.wire_bytes += size
             await anyio.sleep(size / self._bytes_per_s if self._bytes_per_s else 0)
+
+    def more_to_send(self) -> None:
+        self._more.set()
 
     def set_bandwidth(self, bytes_per_s: float | None) -> None:
         self.bandwidth = bytes_per_s

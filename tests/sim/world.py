@@ -50,6 +50,7 @@ from tests.migrate.world import (
 )
 from transport.credit import Backoff
 from transport.errors import PeerGone
+from transport.producer import NOT_YET
 from transport.session import SESSION_SCHEMA, CallServer, CallSession
 from transport.wire import MessageChannel
 
@@ -145,9 +146,14 @@ class SimSender:
         self._rng = rng
         self._cap: float | None = None
         self._buffer = memoryview(bytearray(MAX_PAYLOAD_BYTES))
+        self._more = anyio.Event()
 
     async def send_all(self, producer: PayloadProducer, *, payloads: int | None = None) -> None:
         while size := producer(self._buffer):
+            if size == NOT_YET:
+                await self._more.wait()
+                self._more = anyio.Event()
+                continue
             is_delivered = False
             while not is_delivered:
                 await self._wait_for_link()
@@ -167,6 +173,9 @@ class SimSender:
                     if self._rng.random() < 0.5:
                         self._consumer(self._buffer[:size])
             self._consumer(self._buffer[:size])
+
+    def more_to_send(self) -> None:
+        self._more.set()
 
     async def _wait_for_link(self) -> None:
         with anyio.move_on_after(OUTAGE_S) as waiting:

@@ -20,6 +20,7 @@ from transport import limits
 from transport.bundle import ReceiveBundle, SendBundle
 from transport.errors import LocalMisuse, PeerGone, PeerMisbehaved
 from transport.hello import answer_hello, say_hello
+from transport.producer import NOT_YET
 from transport.seal import Keys
 
 pytestmark = pytest.mark.anyio
@@ -174,6 +175,40 @@ async def test_no_more_connections_are_woken_than_there_are_payloads(
         await both.sender.send_all(Numbers(until=40), payloads=payloads)
         assert sorted(seen.numbers) == list(range(40))
         assert both.dials <= dials
+
+
+@pytest.mark.parametrize("connections", [1, 3])
+async def test_a_producer_that_has_nothing_yet_is_asked_again_when_it_has(connections: int) -> None:
+    ready: list[int] = []
+    ended = threading.Event()
+
+    def produce(buffer: memoryview) -> int:
+        try:
+            number = ready.pop(0)
+        except IndexError:
+            return 0 if ended.is_set() else NOT_YET
+        buffer[:8] = struct.pack("!Q", number)
+        return 1000
+
+    seen = Seen()
+    async with ends(seen, connections=connections) as both, anyio.create_task_group() as tasks:
+        tasks.start_soon(both.sender.send_all, produce)
+        for number in range(20):
+            ready.append(number)
+            both.sender.more_to_send()
+            with anyio.fail_after(5):
+                while len(seen.numbers) <= number:
+                    await anyio.lowlevel.checkpoint()
+        ended.set()
+        both.sender.more_to_send()
+    assert sorted(seen.numbers) == list(range(20))
+
+
+async def test_a_round_that_waits_for_its_producer_can_be_cancelled() -> None:
+    async with ends(Seen()) as both:
+        with anyio.move_on_after(0.05):
+            await both.sender.send_all(lambda buffer: NOT_YET)
+        await both.sender.send_all(Numbers(until=3))
 
 
 async def test_an_empty_round_ends() -> None:

@@ -25,7 +25,6 @@ from agents.hypervisors.embedded.tracking import choose_tracker
 from agents.hypervisors.hostmemory import free_memory_bytes
 from memory.ram import MappedRam
 from memory.runs import Runs, empty_runs
-from migrate.devicestate import parts_of
 from migrate.errors import GuestRefused, GuestUnknown
 from migrate.facts import BlockFacts, CpuFacts, DiskFacts, GuestFacts, HostFacts, Objection
 from migrate.ports import DeviceStateSink, DirtyTracker
@@ -255,8 +254,7 @@ class EmbeddedRunningGuest(_OpenGuest):
 
     async def save_device_state(self, send: DeviceStateSink) -> None:
         """Send everything of the paused machine that is not RAM."""
-        for part in parts_of(await _in_thread(self._client.save_state)):
-            await send(part, False)
+        send(await _in_thread(self._client.save_state))
 
     def _release(self) -> None:
         if self._is_open:
@@ -267,17 +265,8 @@ class EmbeddedRunningGuest(_OpenGuest):
 class EmbeddedIncomingGuest(_OpenGuest):
     """An empty machine at the destination. It ends with this connection until its device state is loaded."""
 
-    def __init__(self, client: GuestClient, paths: GuestPaths, ram: MappedRam) -> None:
-        super().__init__(client, paths, ram)
-        self._state: list[bytes] = []
-
-    async def stage_device_state(self, part: bytes, is_early: bool) -> None:
-        """Keep the next part."""
-        self._state.append(part)
-
-    async def load_device_state(self) -> None:
+    async def load_device_state(self, state: bytes) -> None:
         """Load it after the last page. Raises GuestRefused."""
-        state = b"".join(self._state)
         await _in_thread(lambda: self._client.load_state(state))
 
 

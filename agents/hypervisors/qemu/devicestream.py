@@ -16,10 +16,10 @@ import anyio.abc
 
 from agents.hypervisors.qemu.errors import QemuGone, QmpFailed
 from agents.hypervisors.qemu.qmp import Qmp
-from migrate.devicestate import MAX_DEVICE_STATE_BYTES, STATE_PART_BYTES
+from migrate.devicestate import MAX_DEVICE_STATE_BYTES
 from migrate.ports import DeviceStateSink
 
-__all__ = ["Relay", "StreamEnd"]
+__all__ = ["StreamEnd"]
 
 _NAME: Final = "vmferry"
 _CHUNK_BYTES: Final = 256 << 10
@@ -34,6 +34,7 @@ class StreamEnd:
 
     def __init__(self, stream: anyio.abc.UNIXSocketStream) -> None:
         self._stream = stream
+        self._taken_bytes = 0
 
     @classmethod
     async def open(cls, qmp: Qmp) -> StreamEnd:
@@ -51,12 +52,21 @@ class StreamEnd:
             theirs.close()
         return cls(stream)
 
-    async def receive(self) -> bytes:
-        """Give the next bytes; none when QEMU has closed its end."""
-        try:
-            return await self._stream.receive(_CHUNK_BYTES)
-        except (anyio.EndOfStream, anyio.BrokenResourceError):
-            return b""
+    async def read_all(self, send: DeviceStateSink) -> None:
+        """Take what QEMU writes until it closes its end; may be cancelled and called again, nothing is lost.
+
+        Raises:
+            QmpFailed: it is more than any device state is.
+        """
+        with contextlib.suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+            while True:
+                part = await self._stream.receive(_CHUNK_BYTES)
+                self._taken_bytes += len(part)
+                if self._taken_bytes > MAX_DEVICE_STATE_BYTES:
+                    raise QmpFailed(
+                        "migrate", "nonsense", f"more than {MAX_DEVICE_STATE_BYTES >> 20} MiB of state"
+                    )
+                send(part)
 
     async def send(self, part: bytes) -> None:
         """Give QEMU the next bytes.
@@ -85,69 +95,3 @@ class StreamEnd:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
-
-
-class Relay:
-    """From a QEMU's stream to a sink, in parts: reading never waits for sending.
-
-    Tasks: `read` is one and a sender another, both in the caller's task group.
-    """
-
-    def __init__(self, stream: StreamEnd, send: DeviceStateSink) -> None:
-        self._stream = stream
-        self._send = send
-        self._kept = bytearray()
-        self._early_bytes = 0
-        self._has_ended = False
-        self._is_held = False
-        self._changed = anyio.Event()
-
-    async def read(self) -> None:
-        """Take what QEMU writes until it closes its end; may be cancelled and called again, nothing is lost.
-
-        Raises:
-            QmpFailed: it is more than any device state is.
-        """
-        while part := await self._stream.receive():
-            self._kept += part
-            if len(self._kept) > MAX_DEVICE_STATE_BYTES:
-                raise QmpFailed(
-                    "migrate", "nonsense", f"more than {MAX_DEVICE_STATE_BYTES >> 20} MiB of state"
-                )
-            self._tell()
-        self._has_ended = True
-        self._tell()
-
-    async def send_whole_parts(self) -> None:
-        """Send while there is enough for a whole part, until `hold`."""
-        while not self._is_held:
-            if len(self._kept) >= STATE_PART_BYTES:
-                await self._send(self._take(STATE_PART_BYTES), True)
-            else:
-                await self._changed.wait()
-
-    def hold(self) -> None:
-        """QEMU has stopped: let `send_whole_parts` end. What it wrote until now is early; the rest is not."""
-        self._is_held = True
-        self._early_bytes = len(self._kept)
-        self._tell()
-
-    async def send_all(self) -> None:
-        """Send everything until QEMU has closed its end."""
-        while self._kept or not self._has_ended:
-            if self._kept:
-                is_early = self._early_bytes > 0
-                part = self._take(min(STATE_PART_BYTES, self._early_bytes or STATE_PART_BYTES))
-                await self._send(part, is_early)
-            else:
-                await self._changed.wait()
-
-    def _take(self, most_bytes: int) -> bytes:
-        part = bytes(self._kept[:most_bytes])
-        del self._kept[:most_bytes]
-        self._early_bytes = max(self._early_bytes - len(part), 0)
-        return part
-
-    def _tell(self) -> None:
-        self._changed.set()
-        self._changed = anyio.Event()

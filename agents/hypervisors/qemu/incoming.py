@@ -1,8 +1,7 @@
-"""An empty QEMU at the destination: RAM comes from the engine, device state is staged here and loaded last.
+"""An empty QEMU at the destination: RAM comes from the engine, device state is loaded last.
 
-Law: no state of a device reaches QEMU before `load_device_state`: loading it reads the guest's RAM (virtio's rings),
-which must be whole by then. What QEMU wrote before the guest stopped is only its own blocks of RAM, and goes in at
-once. Its disks stay the source's (`late-block-activate`) until `resume`.
+Law: nothing of the device state reaches QEMU before `load_device_state`: loading it reads the guest's RAM (virtio's
+rings), which must be whole by then. Its disks stay the source's (`late-block-activate`) until `resume`.
 """
 
 from __future__ import annotations
@@ -36,7 +35,6 @@ class QemuIncomingGuest(OpenGuest):
 
     def __init__(self, held: Hold) -> None:
         super().__init__(held)
-        self._state = bytearray()
         self._stream: StreamEnd | None = None
         self._is_loaded = False
         self._has_run = False
@@ -55,25 +53,15 @@ class QemuIncomingGuest(OpenGuest):
         self._stream = await StreamEnd.open(qmp)
         await qmp.execute("migrate-incoming", {"uri": self._stream.uri})
 
-    async def stage_device_state(self, part: bytes, is_early: bool) -> None:
-        """Keep the next part; give QEMU an early one now: it is its blocks of RAM that are not shared."""
-        if not is_early or self._state or self._stream is None:
-            self._state += part
-            return
-        try:
-            await self._stream.send(part)
-        except QemuError as exc:
-            raise GuestRefused(str(exc)) from exc
-
-    async def load_device_state(self) -> None:
+    async def load_device_state(self, state: bytes) -> None:
         """Load it after the last page. Raises GuestRefused: it does not fit this machine, which must not run then."""
-        stream, state = self._stream, self._state
+        stream = self._stream
         if stream is None:
             raise GuestRefused(
                 "this machine was not prepared here: there is no way to give it a device state"
             )
         try:
-            await stream.send(bytes(state))
+            await stream.send(state)
             await stream.finish()
             await self._loaded()
             self._is_loaded = True
@@ -81,7 +69,6 @@ class QemuIncomingGuest(OpenGuest):
             raise GuestRefused(f"QEMU does not take the guest's device state: {exc}") from exc
         finally:
             self._stream = None
-            self._state = bytearray()
             await stream.aclose()
 
     async def resume(self) -> None:

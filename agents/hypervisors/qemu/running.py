@@ -16,8 +16,8 @@ import anyio
 import anyio.from_thread
 
 from agents.hypervisors.qemu.describe import run_state
-from agents.hypervisors.qemu.devicestream import Relay, StreamEnd
-from agents.hypervisors.qemu.errors import QemuError, QmpFailed
+from agents.hypervisors.qemu.devicestream import StreamEnd
+from agents.hypervisors.qemu.errors import QemuError, QemuGone, QmpFailed
 from agents.hypervisors.qemu.guest import Hold, OpenGuest
 from agents.hypervisors.qemu.qmp import Json, Qmp, event_time_s, field_of
 from agents.hypervisors.qemu.tracking import QemuTracker
@@ -53,9 +53,10 @@ class QemuRunningGuest(OpenGuest):
             first_gfn += place.size_bytes // PAGE_BYTES
         self._tracker = QemuTracker(held.process.pid, vcpu_threads, tuple(areas), self._standing_still)
         self._stream: StreamEnd | None = None
-        self._relay: Relay | None = None
+        self._has_begun = False
         self._capabilities: list[Json] | None = None
         self._can_drain = True
+        self._is_standing = False
 
     @property
     def facts(self) -> GuestFacts:
@@ -80,8 +81,8 @@ class QemuRunningGuest(OpenGuest):
         An empty transaction drains the whole block layer while the vCPUs run (0.3 ms; 50 ms on a slow disk). A QEMU
         that does not know that is stopped and goes on at once, which drains as well.
         """
-        if not self._held.spec.disks:
-            return
+        if not self._held.spec.disks or self._is_standing:
+            return  # nothing that writes to RAM; a stop has drained already
         with _as_refusal("drain its disks"):
             if self._can_drain:
                 try:
@@ -98,9 +99,11 @@ class QemuRunningGuest(OpenGuest):
         """Stop all vCPUs, and drain; give the seconds it stands by now. May be called twice."""
         with _as_refusal("stop"):
             if await run_state(self._qmp) != "running":
+                self._is_standing = True
                 return 0.0
             self._qmp.forget_events()
             await self._qmp.execute("stop", timeout_s=DRAIN_TIMEOUT_S)
+            self._is_standing = True
             return await self._standing_s()
 
     async def prepare_switchover(self) -> None:
@@ -111,31 +114,31 @@ class QemuRunningGuest(OpenGuest):
     async def pause_for_switchover(self, send: DeviceStateSink) -> float:
         """Let QEMU migrate up to the point where it has stopped, and send what it wrote until then."""
         with _as_refusal("stop for its switchover"):
-            relay = await self._begin(send, pauses_first=True)
-            async with anyio.create_task_group() as reading, anyio.create_task_group() as sending:
-                reading.start_soon(relay.read)
-                sending.start_soon(relay.send_whole_parts)
+            stream = await self._begin(pauses_first=True)
+            async with anyio.create_task_group() as reading:
+                reading.start_soon(stream.read_all, send)
                 await self._wait_status("pre-switchover")
                 standing_s = await self._standing_s()
-                relay.hold()
+                self._is_standing = True
                 reading.cancel_scope.cancel()
             return standing_s
 
     async def save_device_state(self, send: DeviceStateSink) -> None:
         """Send everything of the stopped machine that is not shared RAM and was not sent yet."""
         with _as_refusal("give its device state"):
-            is_stopped_by_migration = self._relay is not None
-            relay = self._relay or await self._begin(send, pauses_first=False)
+            stream = self._stream if self._has_begun else await self._begin(pauses_first=False)
+            if stream is None:
+                raise QemuGone("the stream of its device state is closed")
             async with anyio.create_task_group() as tasks:
                 # QEMU closes its end when it is done, whichever way.
-                tasks.start_soon(relay.read)
-                tasks.start_soon(relay.send_all)
-                if is_stopped_by_migration:
+                tasks.start_soon(stream.read_all, send)
+                if self._has_begun:
                     await self._qmp.execute("migrate-continue", {"state": "pre-switchover"})
                 await self._wait_status("completed")
 
     async def resume(self) -> None:
         """Let it run again from where it was stopped, its disks its own again. May be called twice."""
+        self._is_standing = False
         with _as_refusal("go on"):
             await self._end_migration()
             if await run_state(self._qmp) != "running":
@@ -181,15 +184,15 @@ class QemuRunningGuest(OpenGuest):
             self._stream = await StreamEnd.open(qmp)
         return self._stream
 
-    async def _begin(self, send: DeviceStateSink, *, pauses_first: bool) -> Relay:
+    async def _begin(self, *, pauses_first: bool) -> StreamEnd:
         """Start QEMU's migration into a stream of ours."""
-        stream = (
-            self._stream if self._stream and pauses_first else await self._prepare(pauses_first=pauses_first)
-        )
-        self._relay = relay = Relay(stream, send)
+        stream = self._stream if pauses_first else None
+        if stream is None:
+            stream = await self._prepare(pauses_first=pauses_first)
         self._qmp.forget_events()
         await self._qmp.execute("migrate", {"uri": stream.uri})
-        return relay
+        self._has_begun = pauses_first
+        return stream
 
     async def _wait_status(self, wanted: str) -> None:
         event = await self._qmp.wait_event(

@@ -102,10 +102,7 @@ async def let_it_write(hosts: Hosts) -> None:
 async def state_of(guest: EmbeddedRunningGuest) -> bytes:
     parts: list[bytes] = []
 
-    async def keep(part: bytes, is_early: bool) -> None:
-        parts.append(part)
-
-    await guest.save_device_state(keep)
+    await guest.save_device_state(parts.append)
     return b"".join(parts)
 
 
@@ -124,8 +121,7 @@ async def test_a_guest_moved_while_it_runs_equals_one_that_never_was(
         await source.pause()
         copy(source.ram, destination.ram, source.tracker.harvest())
         assert (all_pages(source.ram) == all_pages(destination.ram)).all()
-        await source.save_device_state(destination.stage_device_state)
-        await destination.load_device_state()
+        await destination.load_device_state(await state_of(source))
         await source.destroy()
         await destination.resume()
         assert await hosts.a.guests() == []
@@ -188,8 +184,7 @@ async def test_an_incoming_guest_is_no_guest_until_it_has_run_there(hosts: Hosts
         with pytest.raises(GuestRefused, match="incoming"):
             await destination.resume()
         await source.pause()
-        await source.save_device_state(destination.stage_device_state)
-        await destination.load_device_state()
+        await destination.load_device_state(await state_of(source))
         assert await hosts.b.guests() == []
         left = await hosts.b.find_incoming(GUEST_ID)
         assert left is not None
@@ -208,9 +203,8 @@ async def test_a_machine_without_device_state_is_not_found_again(hosts: Hosts) -
 
 async def test_state_of_another_machine_is_refused_and_the_source_is_as_before(hosts: Hosts) -> None:
     async with moving(hosts) as (source, destination):
-        await destination.stage_device_state(b"\xc1garbage", False)
         with pytest.raises(GuestRefused, match="msgpack"):
-            await destination.load_device_state()
+            await destination.load_device_state(b"\xc1garbage")
         with pytest.raises(GuestRefused):
             await destination.resume()
         await destination.destroy()

@@ -1,0 +1,50 @@
+"""`python -m bench.qemu.worker ORDER.json`: all ways over one link, in turns; prints one JSON line for each move.
+
+Law: run inside the first host's network. Ways alternate, and each round begins at another one: this machine's
+neighbours change.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+from agents.hypervisors.qemu.spec import Accel
+from bench.qemu import direct, native
+from bench.qemu.links import LINKS
+from bench.qemu.source import Place, Source
+
+__all__ = ["main"]
+
+VMFERRY = "vmferry"
+
+
+def main(order_path: Path) -> None:
+    """Do what is ordered."""
+    order = json.loads(order_path.read_text())
+    link = LINKS[order["link"]]
+    place = Place(folder=Path(order["folder"]), binary=Path(order["binary"]), accel=Accel(order["accel"]))
+    ways = {way.name: way for way in native.WAYS}
+    names = [VMFERRY, *(name for name in order["ways"])]
+    with direct.running_agents(place, link) as agents:
+        for number in range(order["rounds"]):
+            turn = number % len(names)
+            for name in names[turn:] + names[:turn]:
+                source = Source.start(
+                    place, link.prefixes[0], ram_bytes=order["ram_bytes"], words=order["words"]
+                )
+                try:
+                    if name == VMFERRY:
+                        figures = direct.move(source, link, agents, order["timeout_s"])
+                    else:
+                        pki = place.folder / "qemu-pki"
+                        figures = native.move(source, link, ways[name], pki, order["timeout_s"])
+                finally:
+                    source.close()
+                print(json.dumps({"way": name, **dataclasses.asdict(figures)}), flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

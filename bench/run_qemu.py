@@ -19,10 +19,10 @@ from typing import Final
 
 from agents.demo.errors import NoQemu
 from agents.demo.qemu import best_accel, find_qemu
-from agents.testguest.image import KernelMissing, find_kernel, initramfs
-from bench.qemu.certificates import make_certificates
+from agents.testguest.image import KernelMissing, find_kernel
 from bench.qemu.links import LINKS, cable, can_make_links
 from bench.qemu.native import WAYS
+from bench.qemu.place import furnish
 from bench.qemu.source import Place, save_guest
 from bench.qemu.worker import VMFERRY
 
@@ -55,7 +55,7 @@ def run(smoke: bool) -> dict[str, object]:
     figures: dict[str, object] = {"qemu_version": _version(binary), "accel": str(best_accel())}
     try:
         place = Place(folder=folder, binary=binary, accel=best_accel())
-        _furnish(place, kernel)
+        furnish(place, kernel)
         for rate in RATES[:1] if smoke else RATES:
             words = f"set={SET_MIB} fill={FILL_MIB} rate={rate}"
             save_guest(place, ram_bytes=RAM_BYTES, words=words)
@@ -66,14 +66,6 @@ def run(smoke: bool) -> dict[str, object]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return figures
-
-
-def _furnish(place: Place, kernel: Path) -> None:
-    for name in ("boot", "shared", "host-a/qemu", "host-b/qemu"):
-        (place.folder / name).mkdir(parents=True, mode=0o700)
-    shutil.copy(kernel, place.boot / "vmlinuz")
-    (place.boot / "initrd").write_bytes(initramfs())
-    make_certificates(place.folder / "qemu-pki")
 
 
 def _measure(place: Place, link: str, words: str, ways: Sequence[str], rounds: int) -> Rows:

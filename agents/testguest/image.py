@@ -27,6 +27,11 @@ __all__ = [
 ]
 
 KERNEL_VARIABLE: Final = "VMFERRY_TEST_KERNEL"
+# The first words of the page that the workload counts its turns in, and where the count is (workload.c).
+BEAT_MARK: Final = b"".join(
+    (0x9E3779B97F4A7C15 * (number + 1 + 0x76667272) % (1 << 64)).to_bytes(8, "little") for number in range(4)
+)
+BEAT_OFFSET: Final = 32
 WORKLOAD: Final = Path(__file__).with_name("workload")
 _BOOT: Final = Path("/boot")
 _BEAT: Final = re.compile(rb"HB (\d+) writes=(\d+) checks=(\d+) errors=(\d+) maxgap_us=(\d+)\r?\n")

@@ -101,7 +101,7 @@ def move(source: Source, link: Link, agents: Agents, timeout_s: float) -> Figure
     seen: dict[str, float] = {}
     with Meter({"source": source.pid, **agents.pids}) as meter, _Stop(source) as stop:
         began_s = time.time()
-        beats = Beats(there.console)
+        beats = Beats(there, source.beats.offset)
         watcher = threading.Thread(
             target=_watch_arrival, args=(place, spec.guest_id, meter, seen), daemon=True
         )

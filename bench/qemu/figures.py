@@ -6,11 +6,14 @@ Law: values and arithmetic. Times are the host's; a guest's own clock stands sti
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
+from typing import Final
 
-from bench.qemu.source import BEAT_MS, Beats, Meter
+from bench.qemu.source import Beats, Meter, largest_gap_ms
 
 __all__ = ["Figures"]
+
+# How late a look may see the last count.
+LOOK_LATE_S: Final = 0.003
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,18 +50,16 @@ class Figures:
         there: Beats,
     ) -> Figures:
         """Put together what was seen."""
-        before = [at for at in here.at_s if began_s - 0.1 <= at <= stopped_s + 0.02]
-        after = [at for at in there.at_s if at >= resumed_s - 0.02]
+        before = [at for at in here.at_s if began_s - 0.1 <= at <= stopped_s + LOOK_LATE_S]
+        # Before it resumed there its count changed too, when the page arrived.
+        after = [at for at in there.at_s if at >= resumed_s]
         around = [before[-1], after[0]] if before and after else []
         return cls(
             has_ended=True,
             total_s=resumed_s - began_s,
             downtime_ms=(resumed_s - stopped_s) * 1e3,
             gap_ms=(around[1] - around[0]) * 1e3 if around else 0.0,
-            disturbed_ms=max(
-                ((later - earlier) * 1e3 for earlier, later in pairwise(before)),
-                default=float(BEAT_MS),
-            ),
+            disturbed_ms=largest_gap_ms(before, began_s - 0.1, stopped_s + LOOK_LATE_S),
             wire_bytes=wire_bytes,
             cpu_s=meter.cpu_s,
             peak_mib=meter.peak_mib,

@@ -63,7 +63,7 @@ def move(source: Source, link: Link, way: Way, pki: Path, timeout_s: float) -> F
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        beats = Beats(there.console)
+        beats = Beats(there, source.beats.offset)
         try:
             meter.add("destination", process.pid)
             with Qmp(there.monitor) as other:

@@ -28,13 +28,19 @@ def main(order_path: Path) -> None:
     place = Place(folder=Path(order["folder"]), binary=Path(order["binary"]), accel=Accel(order["accel"]))
     ways = {way.name: way for way in native.WAYS}
     names = [VMFERRY, *(name for name in order["ways"])]
+    offset: int | None = None
     with direct.running_agents(place, link) as agents:
         for number in range(order["rounds"]):
             turn = number % len(names)
             for name in names[turn:] + names[:turn]:
                 source = Source.start(
-                    place, link.prefixes[0], ram_bytes=order["ram_bytes"], words=order["words"]
+                    place,
+                    link.prefixes[0],
+                    ram_bytes=order["ram_bytes"],
+                    words=order["words"],
+                    offset=offset,
                 )
+                offset = source.beats.offset
                 try:
                     if name == VMFERRY:
                         figures = direct.move(source, link, agents, order["timeout_s"])

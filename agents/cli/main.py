@@ -79,6 +79,11 @@ COMMANDS: Final[Mapping[str, LazyCommand]] = MappingProxyType(
         "pki": LazyCommand(
             "agents.cli.pki:pki", "Make and show the certificates of agents and operators.", "Set-up"
         ),
+        "selftest": LazyCommand(
+            "agents.cli.selftest:selftest",
+            "Try on this machine what moving stock QEMU guests needs.",
+            "Set-up",
+        ),
         "completion": LazyCommand(
             "agents.cli.completion:completion", "Print the completion script of a shell.", "Set-up"
         ),

@@ -93,7 +93,7 @@ class QemuDemoGuest:
     async def start(self, host: str) -> None:
         """Boot Linux, and let its program run a little. Raises QemuError, NoQemu."""
         spec = await self._spec()
-        qmp, _ = await launch(spec, self._host(host), is_incoming=False)
+        qmp, _ = await launch(spec, self.host(host), is_incoming=False)
         await qmp.aclose()
         await self._beats(host, BEATS_BEFORE, BOOT_TIMEOUT_S)
 
@@ -170,7 +170,8 @@ class QemuDemoGuest:
             append=f"console=ttyS0 quiet -- {words}",
         )
 
-    def _host(self, host: str) -> QemuHost:
+    def host(self, host: str) -> QemuHost:
+        """What the directory of the demo lets a guest be."""
         return QemuHost(
             dir=self._scratch.qemu_dir(host),
             binary=self._binary,

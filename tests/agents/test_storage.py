@@ -57,7 +57,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
         ["mount", "-t", "tmpfs", "-o", "size=64k", "none", folder], capture_output=True, check=False
     )
     if mounted.returncode:
-        pytest.skip("a file system of its own needs root, and a container that lets it mount")
+        pytest.skip("needs root, and a container that lets it mount a file system")
     yield folder
     subprocess.run(["umount", "-l", folder], check=True)
 

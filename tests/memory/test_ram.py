@@ -19,6 +19,7 @@ from memory.layout import PAGE_BYTES, Layout
 from memory.ram import MappedRam, create_ram_file
 from memory.runs import expand
 from tests.contracts.guest_ram import TOTAL_PAGES, GuestRamContract
+from tests.hugepages import huge_pages
 from tests.memory.strategies import page, run
 
 SIZES = [("low", 100 * PAGE_BYTES), ("high", (TOTAL_PAGES - 100) * PAGE_BYTES)]
@@ -74,18 +75,19 @@ class TestTmpfsFile(GuestRamContract):
             yield ram
 
 
+def huge(layout: Layout) -> int:
+    fd = os.memfd_create("huge", os.MFD_CLOEXEC | os.MFD_HUGETLB)
+    os.ftruncate(fd, layout.total_bytes)
+    linux.allocate(fd, 0, layout.total_bytes)
+    return fd
+
+
 class TestHugetlbfs:
     """Only what holds for pages of 2 MiB: a hole there is as large as they are."""
 
     def test_pages_written_are_read_and_zeroed(self) -> None:
         layout = Layout.of_sizes([("ram", 4 << 20)])
-        try:
-            fd = os.memfd_create("huge", os.MFD_CLOEXEC | os.MFD_HUGETLB)
-            os.ftruncate(fd, layout.total_bytes)
-            linux.allocate(fd, 0, layout.total_bytes)
-        except OSError:
-            pytest.skip("the kernel has no free huge pages of 2 MiB")
-        with mapped(fd, layout) as ram:
+        with huge_pages(2), mapped(huge(layout), layout) as ram:
             ram.scatter(run((1, 2), (700, 1)), memoryview(page(1) * 2 + page(2)))
             out = memoryview(bytearray(3 * PAGE_BYTES))
             ram.gather(run((0, 2), (700, 1)), out)
@@ -228,7 +230,7 @@ def small_tmpfs(tmp_path: Path) -> Iterator[Path]:
     libc = ctypes.CDLL(None, use_errno=True)
     options = f"size={64 * PAGE_BYTES}".encode()
     if libc.mount(b"none", bytes(tmp_path), b"tmpfs", ctypes.c_ulong(0), options) != 0:
-        pytest.skip("mounting a tmpfs needs privileges")
+        pytest.skip("needs root, and a container that lets it mount a tmpfs")
     yield tmp_path
     assert libc.umount2(bytes(tmp_path), 0) == 0
 

@@ -19,6 +19,7 @@ from agents.hypervisors.qemu.spec import (
 from tests.agents.host.fleet import HOSTS, in_precopy
 from tests.agents.host.qemu_guests import qemu_fleet, vm_flags
 from tests.agents.hypervisors.qemu.conftest import needs_qemu
+from tests.hugepages import huge_pages
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow, needs_qemu()]
 
@@ -80,7 +81,7 @@ async def test_a_large_guest_that_is_mostly_empty_stays_so(folder: Path) -> None
     ids=["two NUMA nodes", "a file", "huge pages"],
 )
 async def test_every_backend_of_ram_moves(folder: Path, memories: tuple[MemorySpec, ...]) -> None:
-    with _huge_pages(256 if memories[0].page_bytes else 0):
+    with huge_pages(256 if memories[0].page_bytes else 0):
         async with qemu_fleet(folder) as guests:
             spec = guests.spec(memories=memories, append=workload("set=96 rate=20"))
             await guests.start("host-a", spec)
@@ -177,26 +178,3 @@ def _status(pid: int | None, key: str) -> int:
 
 def _open_files(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
-
-
-class _huge_pages:  # noqa: N801  # used as a statement: with _huge_pages(256):
-    """Reserve huge pages of 2 MiB for a test, or skip it where that cannot be done."""
-
-    _FILE = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
-
-    def __init__(self, pages: int) -> None:
-        self._pages = pages
-
-    def __enter__(self) -> None:
-        if not self._pages:
-            return
-        if not os.access(self._FILE, os.W_OK):
-            pytest.skip("needs the right to reserve huge pages")
-        self._before = self._FILE.read_text()
-        self._FILE.write_text(str(self._pages))
-        if int(self._FILE.read_text()) < self._pages:
-            pytest.skip(f"needs {self._pages} huge pages, the kernel gives {self._FILE.read_text().strip()}")
-
-    def __exit__(self, *_: object) -> None:
-        if self._pages:
-            self._FILE.write_text(self._before)

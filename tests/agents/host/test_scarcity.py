@@ -31,7 +31,7 @@ def tiny_disk(folder: Path) -> Iterator[None]:
         ["mount", "-t", "tmpfs", "-o", "size=64k", "none", folder], capture_output=True, check=False
     )
     if mounted.returncode:
-        pytest.skip("a file system of its own needs root, and a container that lets it mount")
+        pytest.skip("needs root, and a container that lets it mount a file system")
     try:
         yield
     finally:

@@ -21,7 +21,7 @@ EVERY_WORKLOAD = [(pattern, content) for pattern in Pattern for content in Conte
 
 def test_the_machine_code_is_what_its_source_says(tmp_path: Path) -> None:
     if not (shutil.which("as") and shutil.which("objcopy")):
-        pytest.skip("binutils is not installed")
+        pytest.skip("needs binutils")
     object_file, binary = tmp_path / "program.o", tmp_path / "program.bin"
     assembled = subprocess.run(
         ["as", "--64", SOURCE, "-o", object_file], capture_output=True, text=True, check=False

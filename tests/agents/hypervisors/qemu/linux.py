@@ -46,7 +46,7 @@ class Boot:
         try:
             kernel = find_kernel()
         except KernelMissing as exc:
-            pytest.skip(str(exc))
+            pytest.skip(f"needs a kernel: {exc}")
         if not (folder / "vmlinuz").exists():
             shutil.copy(kernel, folder / "vmlinuz")
         return cls(folder)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,22 +79,32 @@ def test_what_is_left_out_has_its_default(load: Callable[[str], Settings], folde
     assert settings.defaults.on_timeout is config.OnTimeout.ABORT
 
 
+@pytest.fixture
+def has_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default binary counts as one that can be executed, also where no QEMU is."""
+    monkeypatch.setattr(config.os, "access", lambda path, mode: True)
+
+
 def documented_agent_file() -> str:
     """The first TOML block of the page that operators read."""
     page = Path(__file__).parents[2] / "docs" / "configuration.md"
     return page.read_text().split("```toml\n")[1].split("```")[0]
 
 
+@pytest.mark.usefixtures("has_qemu")
 def test_the_documented_file_is_a_file_that_loads(load: Callable[[str], Settings]) -> None:
     settings = load(documented_agent_file().replace("/srv/guests", "shared"))
     assert settings.peers == {"host-b": Endpoint("host-b.example", 7700)}
     assert settings.embedded is not None
     assert settings.embedded.memory_limit_bytes == 8 << 30
+    assert settings.qemu is not None
+    assert settings.qemu.memory_limit_bytes == 64 << 30
 
 
+@pytest.mark.usefixtures("has_qemu")
 def test_the_documented_defaults_are_the_defaults(load: Callable[[str], Settings]) -> None:
     content = tomllib.loads(documented_agent_file())
-    lines = [SMALLEST.replace("[storage]", "[guests.embedded]\n[storage]")]
+    lines = [SMALLEST.replace("[storage]", "[guests.embedded]\n[guests.qemu]\n[storage]")]
     shortest = load("\n".join(lines))
     spelled = load(documented_agent_file().replace("/srv/guests", "shared"))
     assert spelled.agent == shortest.agent
@@ -104,6 +115,9 @@ def test_the_documented_defaults_are_the_defaults(load: Callable[[str], Settings
     assert spelled.embedded is not None
     assert shortest.embedded is not None
     assert spelled.embedded.dir == shortest.embedded.dir
+    assert spelled.qemu is not None
+    assert shortest.qemu is not None
+    assert replace(spelled.qemu, memory_limit_bytes=None) == shortest.qemu
 
 
 def test_every_mistake_is_said_at_once(problems: Callable[[str], tuple[str, ...]]) -> None:

@@ -18,6 +18,7 @@ stands still, so it is xxh3_128 over the table too: 0.1 ms per GiB of guest, whe
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -26,12 +27,24 @@ from numpy.typing import NDArray
 
 from memory.cursor import RunCursor
 from memory.layout import PAGE_BYTES
-from memory.runs import Gfns, Runs, expand, fill, pages_in, runs_of_mask
+from memory.runs import Gfns, Runs, expand, fill, pages_in, runs_of_gfns, runs_of_mask
 
-__all__ = ["DIGEST_BYTES", "MIN_KEY_BYTES", "PageHashes", "RamDigest", "ScannableRam", "total_of"]
+__all__ = [
+    "DIGEST_BYTES",
+    "GROUP_PAGES",
+    "HASH_BYTES",
+    "MIN_KEY_BYTES",
+    "PageHashes",
+    "RamDigest",
+    "ScannableRam",
+    "total_of",
+]
 
 DIGEST_BYTES = 16
 MIN_KEY_BYTES = 16
+HASH_BYTES = 8
+# Pages under one digest where two RAMs are compared: 16 KiB of digests a GiB, and 2 KiB of hashes where one differs.
+GROUP_PAGES = 256
 PageHashes = NDArray[np.uint64]
 
 _SCAN_PAGES = 256
@@ -95,6 +108,49 @@ class RamDigest:
         """Give 16 bytes over all pages: equal at both ends exactly when every page's hash is."""
         return xxhash.xxh3_128_digest(self._hashes.astype("<u8", copy=False).data, self._total_seed)
 
+    @property
+    def groups(self) -> int:
+        """How many groups of GROUP_PAGES pages there are; the last one may be smaller."""
+        return -(-self._hashes.size // GROUP_PAGES)
+
+    def group_digests(self, first: int, count: int) -> bytes:
+        """Give 16 bytes for each of `count` groups from `first` on."""
+        table = self._hashes.astype("<u8", copy=False)
+        return b"".join(
+            xxhash.xxh3_128_digest(table[at : at + GROUP_PAGES].data, self._total_seed)
+            for at in range(first * GROUP_PAGES, (first + count) * GROUP_PAGES, GROUP_PAGES)
+        )
+
+    def hashes_of_groups(self, groups: Sequence[int]) -> bytes:
+        """Give the hashes of these groups' pages, 8 bytes each, one group after the other."""
+        return self._hashes.astype("<u8", copy=False)[self._gfns_of(groups)].tobytes()
+
+    def differing_in_groups(self, groups: Sequence[int], theirs: bytes) -> Runs:
+        """Give the pages of these groups whose hash is another one in `theirs`, what `hashes_of_groups` gave there.
+
+        Raises:
+            ValueError: no such groups, or another number of hashes.
+        """
+        if any(not 0 <= group < self.groups for group in groups):
+            raise ValueError(f"there are groups 0 to {self.groups - 1} only")
+        gfns = self._gfns_of(sorted(groups))
+        if len(theirs) != gfns.size * HASH_BYTES:
+            raise ValueError(f"{len(theirs)} bytes are not the hashes of {gfns.size} pages")
+        differ = self._hashes[gfns] != np.frombuffer(theirs, dtype="<u8")
+        return runs_of_gfns(gfns[differ])
+
+    def _gfns_of(self, groups: Sequence[int]) -> Gfns:
+        firsts = np.array(groups, dtype=np.int64).reshape(-1, 1) * GROUP_PAGES
+        gfns = (firsts + np.arange(GROUP_PAGES, dtype=np.int64)).reshape(-1)
+        return gfns[gfns < self._hashes.size]
+
+    def scan(self, ram: ScannableRam, runs: Runs) -> None:
+        """Take what these pages of a RAM hold now."""
+        cursor = RunCursor(runs, _SCAN_PAGES)
+        pages = memoryview(bytearray(_SCAN_PAGES * PAGE_BYTES))
+        while len(part := cursor.take()):
+            self.update(part, pages[: ram.gather(part, pages)])
+
     def differing_pages(self, other: PageHashes) -> Gfns:
         """Give the gfns whose hash is another one in `other`, the `page_hashes` of a digest with the same key."""
         if other.shape != self._hashes.shape:
@@ -105,8 +161,5 @@ class RamDigest:
 def total_of(ram: ScannableRam, key: bytes) -> bytes:
     """Give the total of a RAM that nothing writes meanwhile. Reads every page that may differ from zero."""
     digest = RamDigest(ram.total_pages, key)
-    cursor = RunCursor(ram.populated_runs(), _SCAN_PAGES)
-    pages = memoryview(bytearray(_SCAN_PAGES * PAGE_BYTES))
-    while len(runs := cursor.take()):
-        digest.update(runs, pages[: ram.gather(runs, pages)])
+    digest.scan(ram, ram.populated_runs())
     return digest.total()

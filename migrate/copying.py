@@ -6,7 +6,7 @@ and a round ends with a harvest, so a page that is written at any moment is in t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -15,14 +15,15 @@ import anyio.to_thread
 
 from memory.bitmap import DirtyBitmap
 from memory.codec import BatchEncoder
-from memory.digest import RamDigest, total_of
+from memory.digest import GROUP_PAGES, RamDigest, total_of
 from memory.errors import TrackerLost
 from memory.layout import PAGE_BYTES
-from memory.runs import Runs
+from memory.runs import Runs, clip, pages_in, subtract
 from migrate.compression import CompressionChooser
 from migrate.devicestate import FAST_LINK_BYTES_PER_S
 from migrate.errors import MigrationFailed
 from migrate.lastround import LastRound
+from migrate.messages import MAX_COMPARED_GROUPS
 from migrate.pagewire import BATCH_PAGES, PageProducer, Pool
 from migrate.phases import Phase
 from migrate.plan import Decision
@@ -36,6 +37,9 @@ TELLING_PAGES: Final = 256
 # What a link is taken to carry before a round has told: the slowest that anybody builds for migration.
 ASSUMED_GOODPUT_BYTES_PER_S: Final = 100e6
 RATE_SMOOTHING: Final = 0.3
+
+# (first group, digests of groups from there on) -> the groups that differ at the destination, and their pages' hashes
+Compare = Callable[[int, bytes], Awaitable[tuple[Sequence[int], bytes]]]
 
 
 class Copier:
@@ -83,15 +87,37 @@ class Copier:
         """Give the digest of all RAM as it is now, read page by page. The guest must not run."""
         return await anyio.to_thread.run_sync(lambda: total_of(self._guest.ram, self._digest_key))
 
-    async def start(self) -> None:
-        """Start the dirty log; everything that may differ from zero is dirty.
+    async def start_tracking(self) -> None:
+        """Start the dirty log; from now on no write is missed.
 
         Raises:
             TrackerError: the guest is as before.
         """
         await anyio.to_thread.run_sync(self._guest.tracker.start)
         self._is_tracking = True
-        await self.mark_populated()
+
+    async def mark_differing(self, compare: Compare) -> int:
+        """Make everything dirty that a destination which has part of the RAM lacks.
+
+        Gives the number of pages, holes aside, that it has. Reads all of the guest's RAM, at 8 GB/s, so that what is
+        equal there need not be sent at the link's rate.
+        """
+        ram, digest = self._guest.ram, self._digest
+        await self._guest.drain()
+        runs = await anyio.to_thread.run_sync(ram.populated_runs)
+        kept = 0
+        for first in range(0, digest.groups, MAX_COMPARED_GROUPS):
+            count = min(MAX_COMPARED_GROUPS, digest.groups - first)
+            part = clip(runs, first * GROUP_PAGES, (first + count) * GROUP_PAGES)
+            await anyio.to_thread.run_sync(digest.scan, ram, part)
+            groups, hashes = await compare(first, digest.group_digests(first, count))
+            try:
+                differing = digest.differing_in_groups(groups, hashes)
+            except ValueError as exc:
+                raise MigrationFailed(f"the destination compared something else: {exc}") from exc
+            kept += pages_in(subtract(part, differing))
+            self._dirty.mark(differing)
+        return kept
 
     async def mark_populated(self) -> None:
         """Make everything dirty that may differ from zero. Holes are zero at both ends and never sent."""

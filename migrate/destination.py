@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import anyio
 import anyio.to_thread
 
-from memory.digest import MIN_KEY_BYTES, RamDigest
+from memory.digest import DIGEST_BYTES, MIN_KEY_BYTES, RamDigest
 from memory.errors import RamError
 from memory.layout import PAGE_BYTES
 from memory.runs import pages_in
@@ -30,7 +30,9 @@ from migrate.errors import (
     StorageFailed,
     first_failure,
 )
+from migrate.facts import GuestFacts
 from migrate.messages import (
+    MAX_COMPARED_GROUPS,
     PROTOCOL,
     Abort,
     Aborted,
@@ -38,6 +40,8 @@ from migrate.messages import (
     Armed,
     Commit,
     CommitRefused,
+    Compare,
+    Compared,
     Inspect,
     Inspected,
     Load,
@@ -53,6 +57,7 @@ from migrate.pagewire import PageConsumer
 from migrate.phases import DESTINATION, Event, Phase, advance
 from migrate.ports import (
     Hypervisor,
+    IncomingGuest,
     Journal,
     Observer,
     PayloadConsumer,
@@ -79,6 +84,8 @@ class DestinationPorts:
     observer: Observer
     # (request, consumer) -> the receiving side of the data plane
     open_receiver: Callable[[Prepare, PayloadConsumer], Awaitable[PayloadReceiver]]
+    # An earlier migration of the same source, by its identity, if it is known here.
+    earlier: Callable[[str], IncomingMigration | None]
 
 
 def check_protocol(protocol: int) -> None:
@@ -118,6 +125,7 @@ class IncomingMigration:
         self._undo = UndoStack()
         self._receiver: PayloadReceiver | None = None
         self._is_armed = False
+        self._is_handed_over = False
         self._lock = anyio.Lock()
 
     @property
@@ -153,10 +161,14 @@ class IncomingMigration:
         match request:
             case Inspect():
                 ports = self._ports
-                reserved_bytes = await self._reserved_bytes()
+                reserved_bytes = await self.reserved_bytes()
+                if not reserved_bytes and (earlier := self._ports.earlier(request.resumes)) is not None:
+                    reserved_bytes = await earlier.reserved_bytes()
                 return await inspect(request, ports.hypervisor, ports.storage, reserved_bytes=reserved_bytes)
             case Prepare():
                 return await self._prepare(request)
+            case Compare():
+                return await self._compare(request)
             case Ping():
                 return self._pong()
             case Arm():
@@ -182,6 +194,7 @@ class IncomingMigration:
             raise SetupRefused("the keys have the wrong length")
         self.guest_id, self.guest_name = request.guest.guest_id, request.guest.name
         self.source_host = request.source_host
+        self._guest = request.guest
         self._directory = request.ownership_dir
         await self._check_generation(request)
         # Before there is a machine: a restart must know that one may have been left here.
@@ -193,15 +206,65 @@ class IncomingMigration:
             generation=request.generation,
             ownership_dir=request.ownership_dir,
         )
-        self._incoming = incoming = await ports.hypervisor.prepare_incoming(request.guest)
-        self._undo.push("the empty machine", incoming.destroy)
+        kept = await self._take_over(request)
+        self._incoming = incoming = kept or await ports.hypervisor.prepare_incoming(request.guest)
+        self._undo.push("the empty machine", self._end_machine)
         self._digest = RamDigest(incoming.ram.total_pages, request.digest_key)
+        if kept is not None:
+            await anyio.to_thread.run_sync(lambda: self._digest.scan(kept.ram, kept.ram.populated_runs()))
         self._state = StagedState()
         consumer = PageConsumer(ram=incoming.ram, digest=self._digest, state=self._state)
         self._receiver = await ports.open_receiver(request, consumer)
         self._undo.push("the data connections", self._receiver.aclose)
-        self._advance(Event.PREPARED, "an empty machine waits for pages")
-        return Prepared(data_port=self._receiver.data_port)
+        because = (
+            f"goes on with the machine of {request.resumes}" if kept else "an empty machine waits for pages"
+        )
+        self._advance(Event.PREPARED, because)
+        return Prepared(data_port=self._receiver.data_port, is_resumed=kept is not None)
+
+    async def _take_over(self, request: Prepare) -> IncomingGuest | None:
+        """Give the machine of an earlier attempt, with what it has received, if there is one that fits."""
+        earlier = self._ports.earlier(request.resumes)
+        return await earlier.hand_over(self.migration_id, request.guest) if earlier else None
+
+    async def hand_over(self, to: str, guest: GuestFacts) -> IncomingGuest | None:
+        """End this migration for another one of the same source; give its machine if that one can go on with it.
+
+        It can before the device state was loaded. A migration that may have been committed is left alone.
+        """
+        async with self._lock:
+            if self.phase is Phase.PRECOPY and _same_machine(self._guest, guest):
+                machine, self._is_handed_over = self._incoming, True
+                await self._abandon(f"its source was restarted and goes on in migration {to}")
+                return machine
+            await self._abandon("its source was restarted and begins again")
+            return None
+
+    async def _end_machine(self) -> None:
+        if not self._is_handed_over:
+            await self._incoming.destroy()
+
+    async def _compare(self, request: Compare) -> Compared:
+        """Tell where the source's RAM differs from what is here. Pages that come meanwhile are the source's mistake."""
+        self._expect(Phase.PRECOPY, request)
+        count, rest = divmod(len(request.digests), DIGEST_BYTES)
+        first, digest = request.first_group, self._digest
+        if rest or not 0 < count <= MAX_COMPARED_GROUPS or not 0 <= first <= digest.groups - count:
+            raise PeerRefused(
+                "order", f"{len(request.digests)} bytes from group {first} on cannot be compared"
+            )
+
+        def compare() -> Compared:
+            ours = digest.group_digests(first, count)
+            groups = tuple(
+                first + at
+                for at in range(count)
+                if ours[at * DIGEST_BYTES : (at + 1) * DIGEST_BYTES]
+                != request.digests[at * DIGEST_BYTES : (at + 1) * DIGEST_BYTES]
+            )
+            return Compared(groups=groups, hashes=digest.hashes_of_groups(groups))
+
+        return await anyio.to_thread.run_sync(compare)
 
     async def _check_generation(self, request: Prepare) -> None:
         """The source must own the guest by the record that this end sees."""
@@ -344,9 +407,9 @@ class IncomingMigration:
             return Pong(received_bytes=0, failure="the migration was rolled back there")
         return Pong(received_bytes=self.received_bytes, failure=str(failure) if failure else None)
 
-    async def _reserved_bytes(self) -> int:
+    async def reserved_bytes(self) -> int:
         """Give how much of the guest's RAM has memory here already: it is free no more, and not needed twice."""
-        if self._receiver is None:
+        if self._receiver is None or self.phase is Phase.ROLLED_BACK:
             return 0
         runs = await anyio.to_thread.run_sync(self._incoming.ram.populated_runs)
         return pages_in(runs) * PAGE_BYTES
@@ -358,3 +421,14 @@ class IncomingMigration:
     def _advance(self, event: Event, because: str) -> None:
         old, self.phase = self.phase, advance(DESTINATION, self.phase, event)
         self._ports.observer.phase_changed(old, self.phase, because)
+
+
+def _same_machine(one: GuestFacts, other: GuestFacts) -> bool:
+    """Whether a machine made for one is the machine that the other needs."""
+    return (one.guest_id, one.hypervisor, one.machine, one.blocks, one.spec) == (
+        other.guest_id,
+        other.hypervisor,
+        other.machine,
+        other.blocks,
+        other.spec,
+    )

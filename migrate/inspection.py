@@ -43,8 +43,10 @@ class Asker:
         return reply
 
 
-async def run_preflight(guest: RunningGuest, asker: Asker, storage: SharedStorage) -> PreflightReport:
-    """Ask both ends and judge. The probes are cleared again, whatever happens."""
+async def run_preflight(
+    guest: RunningGuest, asker: Asker, storage: SharedStorage, *, resumes: str = ""
+) -> PreflightReport:
+    """Ask both ends and judge; `resumes` names an earlier attempt. The probes are cleared, whatever happens."""
     probes, nonces = await storage.plant(guest.facts.disks)
     try:
         inspected = await asker.ask(
@@ -53,6 +55,7 @@ async def run_preflight(guest: RunningGuest, asker: Asker, storage: SharedStorag
                 guest=guest.facts,
                 probes=probes,
                 ownership_dir=storage.ownership_dir(guest.facts),
+                resumes=resumes,
             ),
             Inspected,
         )

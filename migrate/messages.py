@@ -9,6 +9,8 @@ bumps PROTOCOL, and N goes on talking to N-1.
                  <-  Inspected      facts and what was read at the probes (a dry run ends here)
     Prepare      ->
                  <-  Prepared       an empty machine waits; data connections may come
+    Compare      ->                 only with a machine that an earlier attempt has left: what is there already?
+                 <-  Compared       the hashes of pages where the two RAMs differ
     ... rounds of pages on the data connections, Ping/Pong meanwhile ...
     Arm          ->
                  <-  Armed          what a claim needs is on its disks: the guest may be stopped
@@ -32,6 +34,7 @@ from migrate.facts import GuestFacts, HostFacts, Objection
 from migrate.preflight import Probe, Reading
 
 __all__ = [
+    "MAX_COMPARED_GROUPS",
     "MESSAGES",
     "PROTOCOL",
     "Abort",
@@ -40,6 +43,8 @@ __all__ = [
     "Armed",
     "Commit",
     "CommitRefused",
+    "Compare",
+    "Compared",
     "Inspect",
     "Inspected",
     "Load",
@@ -52,16 +57,22 @@ __all__ = [
 ]
 
 PROTOCOL: Final = 1
+# Groups in one Compare: 1 GiB of RAM, whose answer has 2 MiB of hashes at most.
+MAX_COMPARED_GROUPS: Final = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspect:
-    """Ask for the facts that the preflight judges. Changes nothing at the destination."""
+    """Ask for the facts that the preflight judges. Changes nothing at the destination.
+
+    `resumes` is as in Prepare: what that attempt has there is there already.
+    """
 
     protocol: int
     guest: GuestFacts
     probes: tuple[Probe, ...]
     ownership_dir: str
+    resumes: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +88,11 @@ class Inspected:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepare:
-    """Ask for an empty machine. `secret` (32 bytes) keys the data connections, `digest_key` the RAM digest."""
+    """Ask for an empty machine. `secret` (32 bytes) keys the data connections, `digest_key` the RAM digest.
+
+    `resumes` names an earlier attempt of this source to move the guest there, which is over: whatever its machine
+    has received need not be sent again. Empty where there was none.
+    """
 
     protocol: int
     guest: GuestFacts
@@ -88,13 +103,34 @@ class Prepare:
     digest_key: bytes
     connections: int
     window_bytes: int
+    resumes: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """`data_port` takes the data connections, at the address that the control connection went to."""
+    """`data_port` takes the data connections, at the address that the control connection went to.
+
+    `is_resumed`: the machine is that of the earlier attempt, with what it has.
+    """
 
     data_port: int
+    is_resumed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compare:
+    """Digests of groups of the source's pages from `first_group` on (`memory.digest`), 16 bytes each."""
+
+    first_group: int
+    digests: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """The groups, in order, whose digest is another one here, and the hashes of all their pages, 8 bytes each."""
+
+    groups: tuple[int, ...]
+    hashes: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +213,8 @@ MESSAGES: Final = (
     Inspected,
     Prepare,
     Prepared,
+    Compare,
+    Compared,
     Ping,
     Pong,
     Arm,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import anyio
@@ -42,6 +42,8 @@ from migrate.messages import (
     Armed,
     Commit,
     CommitRefused,
+    Compare,
+    Compared,
     Load,
     Loaded,
     Ping,
@@ -55,9 +57,10 @@ from migrate.phases import SOURCE, Event, Phase, advance
 from migrate.plan import Decision, Next, OnTimeout, decide
 from migrate.ports import RunningGuest
 from migrate.source_ports import SourcePorts, SourceSettings
-from migrate.stats import DowntimeParts, PageCounts, Report
+from migrate.stats import DowntimeParts, Report
+from migrate.tally import Tally
 from migrate.undo import UndoStack
-from transport.errors import PeerRefused, TransportError
+from transport.errors import PeerRefused, SessionForgotten, TransportError
 from transport.seal import SECRET_BYTES
 
 __all__ = ["OutgoingMigration"]
@@ -82,6 +85,8 @@ class OutgoingMigration:
     def __init__(
         self, guest_id: str, ports: SourcePorts, settings: SourceSettings, controls: Controls
     ) -> None:
+        # It ended because the destination knows this migration no more: its agent was restarted.
+        self.lost_destination = False
         self._guest_id = guest_id
         self._ports = ports
         self._settings = settings
@@ -91,14 +96,11 @@ class OutgoingMigration:
         self._phase = Phase.SETUP
         self._guest: RunningGuest | None = None
         self._copier: Copier | None = None
-        self._downtime: DowntimeParts | None = None
-        self._source_digest: bytes | None = None
-        self._destination_digest: bytes | None = None
-        self._tracking = ""
+        self._tally = Tally()
+        self._is_resumed = False
         self._is_suspended = False
         self._stands_by_wish = False
         self._ended_s: float | None = None
-        self._audit_s: float | None = None
 
     async def run(self) -> Report:
         """Move the guest; always give a report that says how it ended and what runs where.
@@ -178,6 +180,7 @@ class OutgoingMigration:
             destination=settings.destination,
             generation=latest.generation,
             ownership_dir=self._directory,
+            order=settings.order,
         )
         self._advance(Event.PREPARED, "the guest and its ownership record are in hand")
         return guest
@@ -199,9 +202,11 @@ class OutgoingMigration:
                 digest_key=digest_key,
                 connections=settings.connections,
                 window_bytes=settings.window_bytes,
+                resumes=settings.resumes,
             ),
             Prepared,
         )
+        self._is_resumed = prepared.is_resumed
         sender = await ports.open_sender(prepared, secret)
         self._undo.push("the data connections", sender.aclose)
         self._controls.attach_sender(sender)
@@ -212,9 +217,10 @@ class OutgoingMigration:
     async def _precopy(self, guest: RunningGuest, copier: Copier) -> None:
         """Copy RAM in rounds while the guest runs, until the planner says that stopping it is cheap."""
         self._undo.push("the dirty log", copier.stop_tracking)
-        await copier.start()
-        self._tracking = guest.tracker.method
-        self._advance(Event.PASSED, f"nothing speaks against it; writes are seen by {self._tracking}")
+        await copier.start_tracking()
+        self._tally.tracking = guest.tracker.method
+        await self._mark_first(copier)
+        self._advance(Event.PASSED, f"nothing speaks against it; writes are seen by {self._tally.tracking}")
         async with anyio.create_task_group() as watchers:
             watchers.start_soon(self._watch_destination)
             watchers.start_soon(self._watch_deadline, guest, copier)
@@ -236,18 +242,30 @@ class OutgoingMigration:
 
     async def _suspend(self, guest: RunningGuest, copier: Copier) -> None:
         """Offline: stop the guest first, then copy all of it."""
-        self._tracking = "none: the guest is suspended while it is copied"
+        self._tally.tracking = "none: the guest is suspended while it is copied"
         self._stands_by_wish = True
         self._last = copier.last_round()
         await self._pause(guest, guest.pause)
         self._advance(Event.SUSPENDED, "offline migration: the guest is suspended, copied and resumed")
-        await copier.mark_populated()
+        await self._mark_first(copier)
         async with anyio.create_task_group() as watchers:
             watchers.start_soon(self._watch_destination)
             watchers.start_soon(self._report_progress, copier)
             await copier.send_dirty()
             await self._arm(guest)
             watchers.cancel_scope.cancel()
+
+    async def _mark_first(self, copier: Copier) -> None:
+        """Make dirty what the first round sends: everything, or what an earlier attempt has not brought there."""
+        if not self._is_resumed:
+            await copier.mark_populated()
+            return
+
+        async def compare(first_group: int, digests: bytes) -> tuple[Sequence[int], bytes]:
+            answer = await self._asker.ask(Compare(first_group=first_group, digests=digests), Compared)
+            return answer.groups, answer.hashes
+
+        self._tally.kept_pages = await copier.mark_differing(compare)
 
     async def _arm(self, guest: RunningGuest) -> None:
         """Have both journals say that COMMIT may leave, and the claim prepared, while that costs no downtime.
@@ -291,7 +309,7 @@ class OutgoingMigration:
             raise MigrationFailed("the destination's RAM is not what was sent: the digests differ")
         if self._controls.failure is not None:
             raise self._controls.failure
-        self._destination_digest = loaded.digest
+        self._tally.destination_digest = loaded.digest
         self._loaded_s = self._ports.clock()
         self._parts_s = (
             self._stopped_s - self._stands_since_s,
@@ -318,7 +336,7 @@ class OutgoingMigration:
             await self._keep(f"{destination} could not run the guest: {reply.reason}")
             return
         pause_s, last_pages_s, device_state_s, load_s = self._parts_s
-        self._downtime = DowntimeParts(
+        self._tally.downtime = DowntimeParts(
             pause_s=pause_s,
             last_pages_s=last_pages_s,
             device_state_s=device_state_s,
@@ -378,7 +396,7 @@ class OutgoingMigration:
         self._is_suspended = True
 
     async def _examine(self, guest: RunningGuest) -> None:
-        report = await run_preflight(guest, self._asker, self._ports.storage)
+        report = await run_preflight(guest, self._asker, self._ports.storage, resumes=self._settings.resumes)
         if not report.is_passed:
             raise PreflightRefused(report.problems)
 
@@ -418,8 +436,8 @@ class OutgoingMigration:
         remark = ""
         if self._settings.audit:
             try:
-                self._source_digest = await copier.audit()
-                self._audit_s = self._ports.clock() - self._ended_s
+                self._tally.source_digest = await copier.audit()
+                self._tally.audit_s = self._ports.clock() - self._ended_s
             except (RamError, OSError) as exc:
                 remark = f"its old copy could not be read again: {exc}"
         ends = UndoStack()
@@ -442,6 +460,11 @@ class OutgoingMigration:
 
     async def _roll_back(self, cause: BaseException) -> str:
         """Before COMMIT: take everything back, newest first. Gives the sentence for the report."""
+        self.lost_destination = isinstance(cause, SessionForgotten)
+        if self._phase is not Phase.SETUP:
+            # A restart must not go on with what was being given up.
+            with anyio.CancelScope(shield=True):
+                await self._end_journal("rolling-back")
         left_behind = await self._undo.run()
         event = Event.CANCEL if isinstance(cause, MigrationCancelled) else Event.FAULT
         self._advance(event, str(cause))
@@ -459,7 +482,7 @@ class OutgoingMigration:
 
     async def _abort_destination(self) -> None:
         # A refusal means that it does not know the migration (any more): nothing is left there.
-        with contextlib.suppress(PeerRefused):
+        with contextlib.suppress(PeerRefused, SessionForgotten):
             await self._asker.ask(Abort(reason="rolled back"), Aborted)
 
     def _advance(self, event: Event, because: str) -> None:
@@ -468,29 +491,14 @@ class OutgoingMigration:
         self._ports.observer.phase_changed(old, self._phase, because)
 
     def _report(self, error: str | None, total_s: float) -> Report:
-        settings, copier = self._settings, self._copier
-        facts = self._guest.facts if self._guest else None
-        runs_on = {Phase.COMPLETE: settings.destination, Phase.ROLLED_BACK: settings.host}.get(self._phase)
-        return Report(
+        return self._tally.report(
             phase=self._phase,
             guest_id=self._guest_id,
-            guest_name=facts.name if facts else self._guest_id,
-            source=settings.host,
-            destination=settings.destination,
-            runs_on=runs_on,
+            facts=self._guest.facts if self._guest else None,
+            settings=self._settings,
+            copier=self._copier,
             error=error,
             total_s=total_s,
-            downtime=self._downtime,
-            rounds=tuple(copier.rounds) if copier else (),
-            counts=copier.counts if copier else PageCounts(),
-            ram_bytes=facts.ram_bytes if facts else 0,
-            wire_bytes=copier.sender.wire_bytes if copier else 0,
-            resent_bytes=copier.sender.resent_bytes if copier else 0,
-            link_breaks=copier.sender.link_breaks if copier else 0,
-            tracking=self._tracking,
-            audit_s=self._audit_s,
-            source_digest=self._source_digest,
-            destination_digest=self._destination_digest,
         )
 
 

@@ -21,6 +21,9 @@ __all__ = ["SourcePorts", "SourceSettings"]
 class SourceSettings:
     """What the agent's configuration and the caller's wishes come down to.
 
+    `order` is what the agent was asked for, in its own words: the journal keeps it, for a restart that goes on.
+    `resumes` is the migration whose machine at the destination may have part of the RAM; see `messages.Prepare`.
+
     `call_timeout_s` bounds one request and its answer, `commit_timeout_s` the one that decides; the guest
     stands still during the latter.
     """
@@ -34,6 +37,8 @@ class SourceSettings:
     call_timeout_s: float = 30.0
     commit_timeout_s: float = 10.0
     audit: bool = True
+    order: bytes = b""
+    resumes: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -104,7 +104,8 @@ class Report:
     rolled back. `source_digest` is of all RAM at the source, read again page by page while the guest stood
     still there; None where that audit (`audit_s`, after the guest has left) was not asked for.
     `destination_digest` is what the destination had when the guest stopped. `runs_on` names the host that
-    runs the guest now; None only when that is in doubt.
+    runs the guest now; None only when that is in doubt. `kept_pages` were at the destination already, from an
+    earlier attempt, and not sent.
     """
 
     phase: Phase
@@ -126,3 +127,4 @@ class Report:
     source_digest: bytes | None
     destination_digest: bytes | None
     audit_s: float | None = None
+    kept_pages: int = 0

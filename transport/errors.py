@@ -8,6 +8,7 @@ TransportError
 │   ├── BadMessage         ... a control message that is not of the schema
 │   └── ReplayedRecord     ... an acknowledgement that came before
 ├── PeerGone             the world's: broken or silent link
+│   └── SessionForgotten   ... the peer is there and was restarted: it knows nothing of this session
 ├── PeerRefused          the peer understood and said no, in its own words
 ├── VersionMismatch      both are well, but of releases that do not talk to each other
 └── UntrustedPeer        a certificate is missing, wrong, expired, or of somebody else
@@ -26,6 +27,7 @@ __all__ = [
     "PeerMisbehaved",
     "PeerRefused",
     "ReplayedRecord",
+    "SessionForgotten",
     "TransportError",
     "UntrustedPeer",
     "VersionMismatch",
@@ -83,6 +85,10 @@ class PeerGone(TransportError):
     def __init__(self, cause: str, *, may_have_reached_peer: bool = True) -> None:
         super().__init__(cause)
         self.may_have_reached_peer = may_have_reached_peer
+
+
+class SessionForgotten(PeerGone):
+    """The peer is there, and does not know the session: it was restarted since it began, or has ended it."""
 
 
 class PeerRefused(TransportError):

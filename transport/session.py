@@ -34,6 +34,7 @@ from transport.errors import (
     LocalMisuse,
     PeerGone,
     PeerRefused,
+    SessionForgotten,
     TransportError,
 )
 from transport.schema import Schema
@@ -149,8 +150,8 @@ class CallSession:
 
         Raises:
             PeerRefused: the handler there said no.
-            PeerGone: no reply within `timeout_s`, or the link was broken for `outage_s`, or the peer has
-                forgotten the session. `may_have_reached_peer` tells whether it may have been executed.
+            PeerGone: no reply within `timeout_s`, or the link was broken for `outage_s`, or (SessionForgotten) the
+                peer was restarted. `may_have_reached_peer` tells whether it may have been executed.
             PeerMisbehaved, UntrustedPeer, VersionMismatch: nothing of the request has left; otherwise these
                 become PeerGone, with the cause chained.
             LocalMisuse: `request` is not of the schema, or another call is running.
@@ -181,6 +182,9 @@ class CallSession:
                 attempt.may_have_reached_peer = True
                 await channel.send(attempt.call)
                 answer = await self._answer(channel, attempt.call.seq)
+            except SessionForgotten as exc:
+                await self._drop_channel()
+                raise SessionForgotten(str(exc), may_have_reached_peer=attempt.may_have_reached_peer) from exc
             except PeerGone as exc:
                 was_attached = self._channel is not None
                 await self._drop_channel()
@@ -212,6 +216,8 @@ class CallSession:
             match await channel.receive():
                 case Attached():
                     is_attached = True
+                case Refusal(code=code, text=text) if code == UNKNOWN_SESSION:
+                    raise SessionForgotten(text)
                 case Refusal(code=code, text=text):
                     raise PeerRefused(code, text)
                 case other:

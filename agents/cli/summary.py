@@ -85,6 +85,7 @@ def report_json(report: Report) -> dict[str, object]:
         "payload_bytes": {"raw": counts.raw_bytes, "zstd": counts.zstd_bytes},
         "resent_bytes": report.resent_bytes,
         "link_breaks": report.link_breaks,
+        "kept_pages": report.kept_pages,
         "tracking": report.tracking,
         "audit_s": report.audit_s,
         "ram_equal": ram_equal(report),
@@ -134,6 +135,10 @@ def _traffic(report: Report) -> list[tuple[str, str]]:
     if report.link_breaks or report.resent_bytes:
         times = {1: "once", 2: "twice"}.get(report.link_breaks, f"{report.link_breaks} times")
         rows.append(("link broke", f"{times}, {approx_size(report.resent_bytes)} sent again"))
+    if report.kept_pages:
+        rows.append(
+            ("resumed", f"{approx_size(report.kept_pages * PAGE_BYTES)} were there from an earlier attempt")
+        )
     if report.tracking:
         rows.append(("dirty log", report.tracking))
     return rows

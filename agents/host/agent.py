@@ -116,7 +116,7 @@ class HostAgent:
         control = await _listen(settings.agent.listen.host, settings.agent.listen.port)
         pages = await _listen(settings.agent.metrics_listen.host, settings.agent.metrics_listen.port)
         recovery = Recovery(self._parts)
-        await recovery.take_up()
+        to_go_on = await recovery.take_up()
         # The outer group holds what must go on while migrations end: listeners, and their answers.
         async with (
             control,
@@ -178,6 +178,8 @@ class HostAgent:
                 )
                 if on_listening is not None:
                     on_listening(control_port, data.port, metrics_port)
+                for order in to_go_on:
+                    await outgoing.go_on(order)
                 await self._asked_to_end.wait()
                 await self._drain(outgoing, incoming)
             services.cancel_scope.cancel()

@@ -45,6 +45,7 @@ KEEP_ANSWER_S: Final = 120.0
 class _Session:
     """One source's session: a migration, or a dry run that will never become one."""
 
+    peer: str
     migration: IncomingMigration
     observer: _LateObserver
     journal: LazyJournal
@@ -123,14 +124,18 @@ class Incoming:
         if session is None:
             session = self._open(session_id, hypervisor, peer)
         session.heard_at_s = anyio.current_time()
+        earlier = None
         if isinstance(request, Prepare):
-            self._admit(session_id, session, request, peer)
+            earlier = self._earlier(request.resumes, peer)
+            self._admit(session_id, session, request, peer, earlier)
         try:
             reply = await session.migration.handle(request)
         finally:
             session.heard_at_s = anyio.current_time()
             if session.migration.phase is not Phase.COMPLETE:
                 await self._settle(session)
+            if earlier is not None:
+                await self._settle(earlier)
         if isinstance(reply, Running):
             # Beside the answer: the source waits for it with the guest's downtime.
             self._tasks.start_soon(self._finish, session)
@@ -153,6 +158,10 @@ class Incoming:
         async def open_receiver(request: Prepare, consumer: PayloadConsumer) -> PayloadReceiver:
             return self._listen_for(session_id, request, consumer)
 
+        def earlier(resumes: str) -> IncomingMigration | None:
+            found = self._earlier(resumes, peer)
+            return found.migration if found else None
+
         migration = IncomingMigration(
             migration_id,
             DestinationPorts(
@@ -162,15 +171,30 @@ class Incoming:
                 journal=journal,
                 observer=observer,
                 open_receiver=open_receiver,
+                earlier=earlier,
             ),
         )
         session = _Session(
-            migration=migration, observer=observer, journal=journal, heard_at_s=anyio.current_time()
+            peer=peer,
+            migration=migration,
+            observer=observer,
+            journal=journal,
+            heard_at_s=anyio.current_time(),
         )
         self._sessions[session_id] = session
         return session
 
-    def _admit(self, session_id: bytes, session: _Session, request: Prepare, peer: str) -> None:
+    def _earlier(self, migration_id: str, peer: str) -> _Session | None:
+        """Find the migration that a restarted source goes on with; somebody else's is none."""
+        try:
+            session = self._sessions.get(bytes.fromhex(migration_id)) if migration_id else None
+        except ValueError:
+            return None
+        return session if session is not None and session.peer == peer else None
+
+    def _admit(
+        self, session_id: bytes, session: _Session, request: Prepare, peer: str, earlier: _Session | None
+    ) -> None:
         """Let a migration begin, or refuse it before anything was done."""
         host, limits = self._host.settings.agent.name, self._host.settings.limits
         if request.source_host != peer:
@@ -179,13 +203,15 @@ class Incoming:
             raise PeerRefused("order", "this session has a migration already")
         if self.is_draining:
             raise PeerRefused("draining", f"{host} is being shut down and takes no more guests")
-        coming = len(self._host.jobs.running(is_outgoing=False))
+        goes_on = earlier is not None and earlier.job is not None and not earlier.job.has_ended
+        coming = len(self._host.jobs.running(is_outgoing=False)) - goes_on
         if coming >= limits.incoming:
             raise PeerRefused(
                 "busy",
                 f"{coming} guests are coming to {host} already, the limit is {limits.incoming} ([limits] incoming)",
             )
-        if (holder := self._host.jobs.of_guest(request.guest.guest_id)) is not None:
+        holder = self._host.jobs.of_guest(request.guest.guest_id)
+        if holder is not None and not (earlier is not None and holder is earlier.job):
             raise PeerRefused("busy", f"{host} works on that guest already, in job {holder.job_id}")
         session.job = session.observer.job = Job(
             job_id=session_id.hex(),

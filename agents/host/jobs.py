@@ -51,6 +51,8 @@ class Job:
         controls: Controls | None = None,
     ) -> None:
         self.job_id: Final = job_id
+        # Of the attempt that runs or ran last: the name of its journal, and of the other agent's job.
+        self.migration_id = job_id
         self.guest_id: Final = guest_id
         self.is_outgoing: Final = is_outgoing
         self.controls: Final = controls

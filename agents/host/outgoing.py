@@ -22,12 +22,20 @@ from agents.api import CheckReport, Move
 from agents.host.footprint import migration_ended
 from agents.host.jobs import Job
 from agents.host.journals import LazyJournal
+from agents.host.orders import Order
 from agents.host.parts import HostParts
 from agents.logs import get_logger, log_event
 from agents.sections import Endpoint
 from memory.codec import MAX_PAYLOAD_BYTES
 from migrate.controls import Controls
-from migrate.errors import GuestBusy, GuestUnknown, JournalFailed, MigrationCancelled, SetupRefused
+from migrate.errors import (
+    GuestBusy,
+    GuestUnknown,
+    JournalFailed,
+    MigrationCancelled,
+    MigrationError,
+    SetupRefused,
+)
 from migrate.facts import GuestFacts
 from migrate.inspection import dry_run
 from migrate.messages import MESSAGES, Prepared
@@ -35,6 +43,7 @@ from migrate.phases import Phase, can_cancel
 from migrate.plan import Policy
 from migrate.source import OutgoingMigration
 from migrate.source_ports import SourcePorts, SourceSettings
+from migrate.stats import Report
 from transport.bundle import SendBundle
 from transport.credit import Backoff
 from transport.dial import connect
@@ -133,19 +142,30 @@ class Outgoing:
                 f"{facts.name} is being moved already by job {holder.job_id} (phase {holder.phase}); "
                 f"`vmferry watch {holder.job_id[:8]}` follows it"
             )
-        controls = Controls(self._policy(move))
+        return self._begin(Order(job=uuid.uuid4().hex, move=move), facts, peer)
+
+    async def go_on(self, order: Order) -> Job | None:
+        """Begin the next attempt of a move that a restart of this agent has cut off; None: it cannot be any more."""
+        try:
+            return self._begin(order, await self._find(order.move.guest), self._peer(order.move.to))
+        except MigrationError as exc:
+            log_event(_log, logging.ERROR, "move not taken up again", job=order.job, cause=str(exc))
+            return None
+
+    def _begin(self, order: Order, facts: GuestFacts, peer: _Peer) -> Job:
+        controls = Controls(self._policy(order.move))
         job = Job(
-            job_id=uuid.uuid4().hex,
+            job_id=order.job,
             guest_id=facts.guest_id,
             guest_name=facts.name,
             source=self._host.settings.agent.name,
-            destination=move.to,
+            destination=peer.name,
             is_outgoing=True,
             metrics=self._host.metrics,
             controls=controls,
         )
         self._host.jobs.add(job)
-        self._tasks.start_soon(self._run, job, controls, move, facts, peer)
+        self._tasks.start_soon(self._run, job, controls, order, facts, peer)
         return job
 
     def cancel_all(self, because: str) -> None:
@@ -154,9 +174,25 @@ class Outgoing:
             if job.controls is not None and can_cancel(job.controls.phase):
                 job.controls.cancel(MigrationCancelled(because))
 
-    async def _run(self, job: Job, controls: Controls, move: Move, facts: GuestFacts, peer: _Peer) -> None:
-        settings = self._host.settings
-        migration_id = job.job_id
+    async def _run(self, job: Job, controls: Controls, first: Order, facts: GuestFacts, peer: _Peer) -> None:
+        report = None
+        order: Order | None = first
+        try:
+            while order is not None:
+                # The first attempt has the job's own name, which operators see in both agents' logs.
+                migration_id = order.job if order.attempt == 1 else uuid.uuid4().hex
+                job.migration_id = migration_id
+                report, may_try_again = await self._attempt(job, controls, order, facts, peer)
+                order = order.again(migration_id) if may_try_again and not self.is_draining else None
+        finally:
+            job.ended(report, None if report else "the agent ended the migration")
+            migration_ended()
+
+    async def _attempt(
+        self, job: Job, controls: Controls, order: Order, facts: GuestFacts, peer: _Peer
+    ) -> tuple[Report, bool]:
+        """Run one migration; also tell whether the other agent was restarted, so that another one is worth it."""
+        settings, move, migration_id = self._host.settings, order.move, job.migration_id
         session = self._session(peer, bytes.fromhex(migration_id), outage_s=settings.limits.outage_s)
         journal = LazyJournal(settings.agent.state_dir, migration_id)
 
@@ -183,12 +219,15 @@ class Outgoing:
                 call_timeout_s=settings.limits.outage_s + settings.limits.dead_peer_s,
                 commit_timeout_s=settings.limits.dead_peer_s,
                 audit=move.audit,
+                order=order.to_bytes(),
+                resumes=order.resumes,
             ),
             controls,
         )
         report = None
         try:
             report = await migration.run()
+            return report, migration.lost_destination
         finally:
             with anyio.CancelScope(shield=True):
                 await session.aclose()
@@ -196,9 +235,6 @@ class Outgoing:
                     await journal.aclose(ended=report is None or report.phase is not Phase.IN_DOUBT)
                 except JournalFailed as exc:
                     log_event(_log, logging.ERROR, "journal not ended", job=job.job_id, cause=str(exc))
-            job.ended(report, None if report else "the agent ended the migration")
-            del migration
-            migration_ended()
 
     def _session(self, peer: _Peer, session_id: bytes, *, outage_s: float) -> CallSession:
         async def dial_control() -> MessageChannel:

@@ -17,6 +17,7 @@ import anyio.to_thread
 from agents.api import HostView, Resolution
 from agents.errors import JournalCorrupt
 from agents.host.jobs import Job
+from agents.host.orders import Order
 from agents.host.parts import HostParts
 from agents.journal import JournalEntry, JournalFile, list_open, read_journal
 from agents.logs import get_logger, log_event
@@ -46,6 +47,12 @@ class _Unfinished:
     ownership_dir: str
     claim: Ownership
     may_be_decided: bool
+    order: Order | None
+    was_given_up: bool
+
+    def again(self) -> Order | None:
+        """Give the next attempt; None where nobody asked for one, or it was given up."""
+        return None if self.order is None or self.was_given_up else self.order.again(self.migration_id)
 
 
 class Recovery:
@@ -67,12 +74,14 @@ class Recovery:
             guests=sum(len(fact.guest_ids) for fact in facts),
         )
 
-    async def take_up(self) -> None:
-        """Look through the journals once, before anything new begins.
+    async def take_up(self) -> list[Order]:
+        """Look through the journals once, before anything new begins; give the moves that can go on.
 
         A migration that cannot have been decided is rolled back. One that may have been is a job in doubt, and
-        is settled at once if the shared storage answers.
+        is settled at once if the shared storage answers. A guest that is still here, and that nobody had given up
+        moving, is to be moved on.
         """
+        go_on: list[Order] = []
         state_dir = self._host.settings.agent.state_dir
         for path in await anyio.to_thread.run_sync(list_open, state_dir):
             try:
@@ -100,6 +109,10 @@ class Recovery:
                 await self._settle(job, unfinished)
             except (MigrationError, RecordInvalid) as exc:
                 log_event(_log, logging.ERROR, "migration in doubt", job=job.job_id, cause=str(exc))
+                continue
+            if job.phase is Phase.ROLLED_BACK and (again := unfinished.again()) is not None:
+                go_on.append(again)
+        return go_on
 
     async def resolve(self, job: Job, *, act: bool) -> Resolution:
         """Tell what is known of a job in doubt; with `act`, ask the record and obey it.
@@ -111,7 +124,9 @@ class Recovery:
         async with self._resolving:
             if job.phase is not Phase.IN_DOUBT:
                 raise SetupRefused(f"job {job.job_id[:8]} is not in doubt: its phase is {job.phase}")
-            unfinished = self._read(self._host.settings.agent.state_dir / "journal" / f"{job.job_id}.log")
+            unfinished = self._read(
+                self._host.settings.agent.state_dir / "journal" / f"{job.migration_id}.log"
+            )
             if unfinished is None:
                 raise SetupRefused(f"the journal of job {job.job_id[:8]} does not say what it was")
             if act:
@@ -148,12 +163,14 @@ class Recovery:
                 migration_id=path.stem,
             ),
             may_be_decided=bool(steps & {"commit-may-leave", "may-claim"}),
+            order=Order.from_bytes(facts.get("order")),
+            was_given_up="rolling-back" in steps,
         )
 
     def _job(self, unfinished: _Unfinished) -> Job:
         here = self._host.settings.agent.name
         job = Job(
-            job_id=unfinished.migration_id,
+            job_id=unfinished.order.job if unfinished.order else unfinished.migration_id,
             guest_id=unfinished.guest_id,
             guest_name=unfinished.guest_name,
             source=here if unfinished.is_outgoing else unfinished.peer,
@@ -162,6 +179,7 @@ class Recovery:
             metrics=self._host.metrics,
             controls=Controls(Policy()) if unfinished.is_outgoing else None,
         )
+        job.migration_id = unfinished.migration_id
         job.phase_changed(Phase.SETUP, Phase.IN_DOUBT, "the agent was restarted in the middle of it")
         job.ended(None, "the agent was restarted in the middle of it")
         self._host.jobs.add(job)

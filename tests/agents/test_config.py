@@ -82,7 +82,7 @@ def test_what_is_left_out_has_its_default(load: Callable[[str], Settings], folde
 @pytest.fixture
 def has_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The default binary counts as one that can be executed, also where no QEMU is."""
-    monkeypatch.setattr(config.os, "access", lambda path, mode: True)
+    monkeypatch.setattr("os.access", lambda path, mode: True)
 
 
 def documented_agent_file() -> str:

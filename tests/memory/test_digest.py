@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memory.digest import DIGEST_BYTES, MIN_KEY_BYTES, RamDigest, total_of
+from memory.digest import DIGEST_BYTES, GROUP_PAGES, HASH_BYTES, MIN_KEY_BYTES, RamDigest, total_of
 from memory.layout import PAGE_BYTES
+from memory.runs import expand
 from tests.fakes.ram import BytesRam
 from tests.memory.strategies import TOTAL_PAGES, page, run
 
@@ -72,6 +73,49 @@ def test_the_total_is_the_same_in_every_version() -> None:
     digest = RamDigest(3, KEY)
     digest.update(run((1, 1)), memoryview(page(1)))
     assert digest.total().hex() == "10855ac4c966fe6957134710176a2d9e"
+
+
+@given(writes, writes, st.integers(1, 3))
+@settings(deadline=None, max_examples=25)
+def test_comparing_by_groups_finds_the_pages_that_differ(
+    here: list[tuple[int, int]], there: list[tuple[int, int]], at_once: int
+) -> None:
+    digests = []
+    for writes in (here, there):
+        ram, digest = BytesRam(TOTAL_PAGES), RamDigest(TOTAL_PAGES, KEY)
+        for gfn, fill in writes:
+            ram.write(gfn, page(fill))
+        digest.scan(ram, ram.populated_runs())
+        digests.append(digest)
+    ours, theirs = digests
+    found: list[int] = []
+    for first in range(0, ours.groups, at_once):
+        count = min(at_once, ours.groups - first)
+        mine, other = ours.group_digests(first, count), theirs.group_digests(first, count)
+        groups = [
+            first + at
+            for at in range(count)
+            if mine[at * DIGEST_BYTES :][:DIGEST_BYTES] != other[at * DIGEST_BYTES :][:DIGEST_BYTES]
+        ]
+        found += expand(ours.differing_in_groups(groups, theirs.hashes_of_groups(groups))).tolist()
+    assert found == ours.differing_pages(theirs.page_hashes).tolist()
+
+
+@pytest.mark.parametrize("pages", [1, GROUP_PAGES - 1, GROUP_PAGES, GROUP_PAGES + 1])
+def test_the_last_group_may_be_smaller(pages: int) -> None:
+    digest, other = RamDigest(pages, KEY), RamDigest(pages, KEY)
+    other.update(run((pages - 1, 1)), memoryview(page(1)))
+    last = digest.groups - 1
+    assert digest.group_digests(last, 1) != other.group_digests(last, 1)
+    assert len(digest.hashes_of_groups([last])) == (pages - last * GROUP_PAGES) * HASH_BYTES
+    assert expand(digest.differing_in_groups([last], other.hashes_of_groups([last]))).tolist() == [pages - 1]
+
+
+@pytest.mark.parametrize("groups", [(-1,), (2,), (0, 0), (0, 1, 1)])
+def test_groups_that_are_not_there_do_not_compare(groups: tuple[int, ...]) -> None:
+    digest = RamDigest(GROUP_PAGES + 1, KEY)
+    with pytest.raises(ValueError, match=r"groups 0 to 1|are not the hashes"):
+        digest.differing_in_groups(groups, bytes(HASH_BYTES))
 
 
 def test_misuse_is_told() -> None:

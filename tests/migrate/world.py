@@ -438,6 +438,7 @@ class World:
         guest.write(range(0, PAGES, 2))
         guest.tracker.log.clear()
         self.hosts["a"].by_id[FACTS.guest_id] = guest
+        self.earlier: dict[str, IncomingMigration] = {}
         self.incoming = IncomingMigration("migration-1", self._destination_ports())
 
     # -- what the theorem is about
@@ -468,6 +469,7 @@ class World:
             journal=self.journals["b"],
             observer=self.watchers["b"],
             open_receiver=open_receiver,
+            earlier=self.earlier.get,
         )
 
     async def _handle(self, request: object) -> object:

@@ -489,6 +489,7 @@ class World:
                 journal=FakeJournal(),
                 observer=Watcher(),
                 open_receiver=open_receiver,
+                earlier=lambda migration_id: None,
             ),
         )
         guest = self.hosts[source].by_id[guest_id]

@@ -50,6 +50,12 @@ def test_a_move_that_was_rolled_back_reads_like_this() -> None:
     assert "\n".join(summarize(failed)) == ROLLED_BACK
 
 
+def test_what_an_earlier_attempt_had_brought_is_said() -> None:
+    assert "resumed         12.0 MiB were there from an earlier attempt" in summarize(
+        replace(report(), kept_pages=3 << 10)
+    )
+
+
 def test_a_move_in_doubt_claims_neither_host() -> None:
     first = summarize(report(Phase.IN_DOUBT, "the last answer was lost"))[0]
     assert first.endswith("in doubt: nobody knows yet whether vm1 runs on host-b")
@@ -84,7 +90,7 @@ def test_the_json_has_every_promised_key_with_its_unit() -> None:
     assert set(printed) >= {
         *("guest", "source", "destination", "phase", "runs_on", "error", "total_s", "downtime_ms"),
         *("downtime_parts_ms", "rounds", "ram_bytes", "wire_bytes", "pages", "payload_bytes"),
-        *("resent_bytes", "link_breaks", "tracking", "ram_equal"),
+        *("resent_bytes", "link_breaks", "kept_pages", "tracking", "ram_equal"),
     }
     assert printed["downtime_ms"] == pytest.approx(5.4)
     assert list(printed["downtime_parts_ms"]) == ["pause", "last_pages", "device_state", "load", "resume"]

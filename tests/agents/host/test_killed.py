@@ -11,14 +11,16 @@ import anyio.lowlevel
 import pytest
 from anyio.to_thread import run_sync
 
-from agents.api import JobList, ListJobs
+from agents.api import JobList, ListJobs, SetLimits
 from agents.hypervisors.embedded.errors import GuestGone
+from memory.layout import PAGE_BYTES
 from migrate.phases import Phase
 from tests.agents.host.fleet import HOSTS, NOISE, SLOW, Fleet, in_precopy, report_of
 from tests.agents.host.processes import Processes, running_processes
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
+NOISE_BYTES = 16 << 20
 LIMITS = 'outage = "500ms"\ndead_peer = "1s"'
 
 
@@ -83,11 +85,59 @@ async def test_a_source_that_dies_in_the_precopy_leaves_the_guest_untouched(
         assert fleet.machines("host-b") == []
         assert await host_with(fleet, guest) == "host-a"
         await run_sync(processes.start, "host-a")
-        assert [view.phase for view in (await jobs(fleet, "host-a")).jobs] == [Phase.ROLLED_BACK]
         assert said(processes, "host-a", "unfinished migration found", job)
-        # Nothing of the dead agent's dirty log is in the way of the next one.
-        report = report_of(await fleet.move("worker", "host-a", "host-b"))
+        # The order stands: it begins again, from the start. Nothing of the dead agent's dirty log is in its way.
+        await fleet.until("host-a", job, in_precopy)
+        await fleet.ask("host-a", SetLimits(job=job, bandwidth_bytes_per_s=0))
+        report = report_of(await fleet.follow("host-a", job))
+        assert (report.phase, report.kept_pages) == (Phase.COMPLETE, 0), report.error
+        assert report.source_digest == report.destination_digest
+        assert await host_with(fleet, guest) == "host-b"
+
+
+async def test_a_source_that_is_restarted_goes_on_with_what_the_destination_has(
+    folder: Path, anyio_backend_name: str
+) -> None:
+    with running_processes(folder, anyio_backend_name, 'outage = "20s"\ndead_peer = "1s"') as processes:
+        fleet = processes.fleet
+        guest = fleet.start_guest("host-a", **NOISE).guest_id
+        job = await fleet.start("worker", "host-a", "host-b", bandwidth_bytes_per_s=SLOW)
+        await fleet.until("host-a", job, lambda view: view.progress.wire_bytes > NOISE_BYTES // 2)
+        await run_sync(processes.kill, "host-a")
+        await run_sync(processes.start, "host-a")
+        view = await fleet.until("host-a", job, lambda view: view.phase is Phase.PRECOPY)
+        await fleet.ask("host-a", SetLimits(job=job, bandwidth_bytes_per_s=0))
+        report = report_of(await fleet.follow("host-a", job))
         assert report.phase is Phase.COMPLETE, report.error
+        assert report.source_digest == report.destination_digest
+        assert report.kept_pages * PAGE_BYTES > NOISE_BYTES // 3
+        # What was under way when it died, and what the guest wrote since, and nothing else.
+        assert report.wire_bytes < NOISE_BYTES * 2 // 3
+        assert await host_with(fleet, guest) == "host-b"
+        assert view.job == job
+        ended = (await jobs(fleet, "host-b")).jobs
+        assert [one.phase for one in ended] == [Phase.ROLLED_BACK, Phase.COMPLETE]
+        assert "goes on in migration" in ended[0].because
+
+
+async def test_a_destination_that_is_restarted_is_sent_everything_again(
+    folder: Path, anyio_backend_name: str
+) -> None:
+    with running_processes(folder, anyio_backend_name, 'outage = "20s"\ndead_peer = "1s"') as processes:
+        fleet = processes.fleet
+        guest = fleet.start_guest("host-a", **NOISE).guest_id
+        job = await fleet.start("worker", "host-a", "host-b", bandwidth_bytes_per_s=SLOW)
+        await fleet.until("host-a", job, in_precopy)
+        await run_sync(processes.kill, "host-b")
+        await run_sync(processes.start, "host-b")
+        assert said(processes, "host-b", "unfinished migration found", job)
+        with anyio.fail_after(20):
+            while (await jobs(fleet, "host-b")).jobs[-1].phase is not Phase.PRECOPY:
+                await anyio.lowlevel.checkpoint()
+        assert fleet.describe("host-a", guest).is_running
+        await fleet.ask("host-a", SetLimits(job=job, bandwidth_bytes_per_s=0))
+        report = report_of(await fleet.follow("host-a", job))
+        assert (report.phase, report.kept_pages) == (Phase.COMPLETE, 0), report.error
         assert report.source_digest == report.destination_digest
         assert await host_with(fleet, guest) == "host-b"
 
@@ -106,17 +156,18 @@ async def test_both_agents_that_die_around_commit_leave_exactly_one_guest(
     with running_processes(folder, anyio_backend_name, LIMITS) as processes:
         fleet = processes.fleet
         guest = fleet.start_guest("host-a").guest_id
-        await fleet.start("worker", "host-a", "host-b")
+        job = await fleet.start("worker", "host-a", "host-b")
         await run_sync(processes.kill_at, host, step, after_s)
         assert sum(is_running(fleet, name, guest) for name in HOSTS) <= 1
-        # Both ask the record at once, and it answers both the same.
+        # Both ask the record at once, and it answers both the same. If the guest is the source's, the move goes on.
         await run_sync(processes.start, *HOSTS)
-        home = await host_with(fleet, guest)
+        assert sum(is_running(fleet, name, guest) for name in HOSTS) <= 1
+        ended = await fleet.follow("host-a", job)
+        assert ended.phase is Phase.COMPLETE, ended.because
+        assert await host_with(fleet, guest) == "host-b"
         for name in HOSTS:
-            for view in (await jobs(fleet, name)).jobs:
-                assert view.phase is (Phase.COMPLETE if home == "host-b" else Phase.ROLLED_BACK)
-        back = HOSTS[1 - HOSTS.index(home)]
-        assert (await fleet.move("worker", home, back)).phase is Phase.COMPLETE
+            assert all(view.has_ended for view in (await jobs(fleet, name)).jobs)
+        assert (await fleet.move("worker", "host-b", "host-a")).phase is Phase.COMPLETE
 
 
 # Once is enough for what takes its time: asyncio, where the agent's loop has words of its own for dead peers.

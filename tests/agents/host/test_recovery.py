@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from agents.api import Move
 from agents.config import load_settings
 from agents.host.jobs import Job, JobTable
+from agents.host.orders import MAX_ATTEMPTS, Order
 from agents.host.parts import HostParts
 from agents.host.recovery import Recovery
 from agents.journal import JournalEntry, JournalFile, list_open
@@ -48,12 +51,14 @@ class Here:
             )
         )
 
-    def journal(self, *steps: str) -> None:
-        """Leave a journal that did not end."""
+    def journal(self, *steps: str, order: Order | None = None) -> None:
+        """Leave a journal that did not end; `order` is what an operator had asked for."""
         self.settings.agent.state_dir.mkdir(parents=True)
         file = JournalFile.create(self.settings.agent.state_dir, JOB)
         for step in steps:
-            facts = {} if step in ("commit-may-leave", "may-claim") else self._facts(step)
+            facts = self._facts(step) if step in ("started", "prepared") else {}
+            if step == "started" and order is not None:
+                facts["order"] = order.to_bytes()
             file.append(JournalEntry(step=step, at_s=time.time(), facts=facts))
         file.close(ended=False)
 
@@ -198,6 +203,54 @@ async def test_a_destination_whose_guest_is_gone_says_where_the_last_copy_is(tmp
         await here.recovery.resolve(here.job, act=True)
     told = await here.recovery.resolve(here.job, act=False)
     assert "the guest belongs to host-b" in told.verdict
+
+
+ORDER = Order(job="b" * 32, move=Move(guest="guest", to="host-b", downtime_limit_s=0.5))
+
+
+@pytest.mark.parametrize("steps", [("started",), ("started", "commit-may-leave")])
+async def test_a_move_that_was_ordered_goes_on(tmp_path: Path, steps: tuple[str, ...]) -> None:
+    here = Here(tmp_path, "host-a")
+    here.journal(*steps, order=ORDER)
+    await here.storage.claim(str(here.directory), OWNED)
+    guest = here.guest()
+    (again,) = await here.recovery.take_up()
+    assert again == Order(job=ORDER.job, move=ORDER.move, attempt=2, resumes=JOB)
+    assert here.jobs.get(ORDER.job).phase is Phase.ROLLED_BACK
+    assert guest.is_running
+    assert here.open_journals == 0
+
+
+async def test_a_move_that_was_being_given_up_does_not_go_on(tmp_path: Path) -> None:
+    here = Here(tmp_path, "host-a")
+    here.journal("started", "rolling-back", order=ORDER)
+    guest = here.guest()
+    assert await here.recovery.take_up() == []
+    assert guest.is_running
+
+
+async def test_a_move_whose_guest_was_taken_over_does_not_go_on(tmp_path: Path) -> None:
+    here = Here(tmp_path, "host-a")
+    here.journal("started", "commit-may-leave", order=ORDER)
+    await here.storage.claim(str(here.directory), claim_of("host-b"))
+    here.guest()
+    assert await here.recovery.take_up() == []
+
+
+async def test_a_move_that_kills_the_agent_again_and_again_is_given_up(tmp_path: Path) -> None:
+    here = Here(tmp_path, "host-a")
+    here.journal("started", order=replace(ORDER, attempt=MAX_ATTEMPTS))
+    here.guest()
+    assert await here.recovery.take_up() == []
+
+
+@pytest.mark.parametrize("garbage", [b"x", b"\xc1", ORDER.to_bytes()[:-1], 7])
+def test_an_order_of_another_release_is_none(garbage: object) -> None:
+    assert Order.from_bytes(garbage) is None
+
+
+def test_an_order_is_read_as_it_was_written() -> None:
+    assert Order.from_bytes(ORDER.to_bytes()) == ORDER
 
 
 async def test_a_journal_that_ended_is_nobodys_doubt(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from agents.sections import (
 )
 from migrate.compression import Compression
 from migrate.plan import OnTimeout
-from transport.limits import MAX_WINDOW_BYTES, WINDOW_BYTES
+from transport.limits import MAX_WINDOW_BYTES, MIN_DEAD_PEER_S, WINDOW_BYTES
 
 __all__ = [
     "AgentSettings",
@@ -368,8 +368,8 @@ def _limits(section: Section) -> LimitSettings:
         connections=section.optional("connections", integer(1, MAX_CONNECTIONS), default_connections()),
         window_bytes=section.optional("window", size(MIN_WINDOW_BYTES, MAX_WINDOW_BYTES), WINDOW_BYTES),
         bandwidth_bytes_per_s=section.optional("bandwidth", cap, None),
-        outage_s=section.optional("outage", duration(0.0, DAY_S), 30.0),
-        dead_peer_s=section.optional("dead_peer", duration(0.1, 3600.0), 10.0),
+        outage_s=section.optional("outage", duration(0.0, DAY_S), 300.0),
+        dead_peer_s=section.optional("dead_peer", duration(MIN_DEAD_PEER_S, 3600.0), 10.0),
     )
     section.finish()
     return limits

@@ -18,7 +18,7 @@ from memory.codec import BatchEncoder
 from memory.digest import GROUP_PAGES, RamDigest, total_of
 from memory.errors import TrackerLost
 from memory.layout import PAGE_BYTES
-from memory.runs import Runs, clip, pages_in, subtract
+from memory.runs import Runs, clip, empty_runs, pages_in, subtract
 from migrate.compression import CompressionChooser
 from migrate.devicestate import FAST_LINK_BYTES_PER_S
 from migrate.errors import MigrationFailed
@@ -64,6 +64,7 @@ class Copier:
         self._dirty = DirtyBitmap(guest.ram.total_pages)
         self._counts = PageCounts()
         self._producer: PageProducer | None = None
+        self._in_hand: Runs = empty_runs()
         self._rounds: list[RoundStats] = []
         self._is_tracking = False
         self._wire_rate_bytes_per_s = 0.0
@@ -159,6 +160,7 @@ class Copier:
         await self.sender.send_all(producer, payloads=producer.payloads)
         self._chooser.ended(self._clock())
         self._producer = None
+        self._in_hand = empty_runs()
         self._counts += producer.counts
         return producer.counts
 
@@ -177,6 +179,15 @@ class Copier:
         if self._producer is not None:
             self._counts += self._producer.counts
             self._producer = None
+        self._in_hand = empty_runs()
+
+    def take_back_last(self) -> None:
+        """The last round was cut off and the guest runs on: whatever was in it is dirty again."""
+        self._dirty.mark(self._in_hand)
+        if self._producer is not None:
+            self._counts += self._producer.counts
+            self._producer = None
+        self._in_hand = empty_runs()
 
     async def add_last_pages(self, last: LastRound) -> None:
         """Add what the stopped guest wrote and gave back since the last harvest."""
@@ -194,10 +205,11 @@ class Copier:
         if not self._is_tracking:
             return
         try:
-            written = await anyio.to_thread.run_sync(self._guest.tracker.harvest)
+            # What was taken from the log is nowhere else: a cancellation must not lose it.
+            with anyio.CancelScope(shield=True):
+                self._dirty.mark(await anyio.to_thread.run_sync(self._guest.tracker.harvest))
         except TrackerLost as exc:
             raise MigrationFailed(f"the dirty log was lost: {exc}") from exc
-        self._dirty.mark(written)
 
     async def mark_discarded(self) -> None:
         """Make the pages dirty that the stopped guest gave back to the host: they are zero, and in no log.
@@ -234,10 +246,10 @@ class Copier:
         )
 
     def _page_producer(self) -> PageProducer:
-        runs: Runs = self._dirty.take_runs()
+        self._in_hand = self._dirty.take_runs()
         return PageProducer(
             ram=self._guest.ram,
-            runs=runs,
+            runs=self._in_hand,
             chooser=self._chooser,
             encoders=self._encoders,
             clock=self._clock,

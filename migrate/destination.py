@@ -283,9 +283,13 @@ class IncomingMigration:
     async def _arm(self) -> Armed:
         """The guest still runs at the source: write now what would cost downtime later.
 
-        From here on a restart must ask ownership: COMMIT may come and be obeyed.
+        From here on a restart must ask ownership: COMMIT may come and be obeyed. Asked again, the guest has left an
+        earlier stop, whose device state is void; the source's rounds since then have brought the last of it here.
         """
         self._expect(Phase.PRECOPY, Arm())
+        self._state.clear()
+        if self._is_armed:
+            return Armed()
         await self._ports.journal.append("may-claim")
         self._wanted = wanted = next_generation(self._current, self._ports.host, self.migration_id)
         self._undo.push(

@@ -106,6 +106,12 @@ class StagedState:
         self._bytes = 0
         self._lock = threading.Lock()
 
+    def clear(self) -> None:
+        """Forget all parts: they are of a stop that the guest has left again."""
+        with self._lock:
+            self._parts.clear()
+            self._bytes = 0
+
     def add(self, payload: memoryview) -> None:
         """Keep one part. Raises StateInvalid: theirs; it is none, or more than any device state has."""
         offset, part = unpack(payload)

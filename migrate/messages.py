@@ -148,7 +148,7 @@ class Pong:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
-    """The guest will be stopped soon: do now what would cost downtime then."""
+    """The guest will be stopped soon: do now what would cost downtime then. Asked before each stop."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

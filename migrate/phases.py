@@ -34,6 +34,7 @@ class Event(StrEnum):
     PREPARED = "prepared"  # both ends have what they need to judge the move
     PASSED = "passed"  # the preflight found nothing against it
     CONVERGED = "converged"  # the planner switches over
+    RETURNED = "returned"  # the link failed while the guest stood still: it runs on here and is copied on
     SUSPENDED = "suspended"  # the guest is stopped first, then copied (offline, or after a timeout)
     READY = "ready"  # digest equal and device state loaded: COMMIT may leave from now on
     PEER_RUNNING = "peer-running"  # the destination's word: it owns the guest and runs it
@@ -69,6 +70,7 @@ SOURCE: Final[Mapping[tuple[Phase, Event], Phase]] = MappingProxyType(
         (Phase.PREFLIGHT, Event.SUSPENDED): Phase.STOP,
         (Phase.PRECOPY, Event.CONVERGED): Phase.STOP,
         (Phase.PRECOPY, Event.SUSPENDED): Phase.STOP,
+        (Phase.STOP, Event.RETURNED): Phase.PRECOPY,
         (Phase.STOP, Event.READY): Phase.SWITCHOVER,
         **_ENDS_IN_ROLLBACK,
         (Phase.SWITCHOVER, Event.PEER_RUNNING): Phase.COMPLETE,

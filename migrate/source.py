@@ -69,10 +69,12 @@ __all__ = ["OutgoingMigration"]
 ASSUMED_FIXED_S: Final = 0.008
 PROGRESS_EVERY_S: Final = 0.05
 PING_EVERY_S: Final = 1.0
-# How long a guest may stand still before COMMIT, if nobody asked for that: two seconds for hosts that are busy, or
-# ten downtime limits for people who gave a long one.
-STOP_BUDGET_S: Final = 2.0
-STOP_BUDGET_LIMITS: Final = 10
+# How long a guest may stand still before COMMIT, if nobody asked for that: a second for hosts that are busy, or some
+# downtime limits for people who gave a long one. A link that fails just then is not waited for.
+STOP_BUDGET_S: Final = 1.0
+STOP_BUDGET_LIMITS: Final = 4
+# A link that fails at every one of so many stops fails because of them, or is none.
+MAX_STOPS: Final = 10
 
 
 class _EndedWithRemark(Exception):
@@ -85,8 +87,8 @@ class OutgoingMigration:
     def __init__(
         self, guest_id: str, ports: SourcePorts, settings: SourceSettings, controls: Controls
     ) -> None:
-        # It ended because the destination knows this migration no more: its agent was restarted.
-        self.lost_destination = False
+        # Nothing speaks against the move itself: the destination was restarted, or the link failed at the worst moment.
+        self.may_try_again = False
         self._guest_id = guest_id
         self._ports = ports
         self._settings = settings
@@ -100,6 +102,8 @@ class OutgoingMigration:
         self._is_resumed = False
         self._is_suspended = False
         self._stands_by_wish = False
+        self._stops = 0
+        self._may_be_loaded = False
         self._ended_s: float | None = None
 
     async def run(self) -> Report:
@@ -145,8 +149,10 @@ class OutgoingMigration:
         if self._controls.policy.is_offline:
             await self._suspend(guest, copier)
         else:
+            await self._begin_precopy(guest, copier)
             await self._precopy(guest, copier)
-        await self._stop(guest, copier)
+        while not await self._stop(guest, copier):
+            await self._precopy(guest, copier)
         return guest, copier
 
     # ------------------------------------------------------------------ the procedure
@@ -214,13 +220,17 @@ class OutgoingMigration:
         self._copier = Copier(guest, sender, chooser, digest_key, ports.clock)
         return self._copier
 
-    async def _precopy(self, guest: RunningGuest, copier: Copier) -> None:
-        """Copy RAM in rounds while the guest runs, until the planner says that stopping it is cheap."""
+    async def _begin_precopy(self, guest: RunningGuest, copier: Copier) -> None:
+        """Start the dirty log, then see what there is to be sent."""
         self._undo.push("the dirty log", copier.stop_tracking)
         await copier.start_tracking()
         self._tally.tracking = guest.tracker.method
         await self._mark_first(copier)
+        self._began_s = anyio.current_time()
         self._advance(Event.PASSED, f"nothing speaks against it; writes are seen by {self._tally.tracking}")
+
+    async def _precopy(self, guest: RunningGuest, copier: Copier) -> None:
+        """Copy RAM in rounds while the guest runs, until the planner says that stopping it is cheap."""
         async with anyio.create_task_group() as watchers:
             watchers.start_soon(self._watch_destination)
             watchers.start_soon(self._watch_deadline, guest, copier)
@@ -277,21 +287,35 @@ class OutgoingMigration:
             both.start_soon(guest.prepare_switchover)
             await self._ports.journal.append("commit-may-leave")
 
-    async def _stop(self, guest: RunningGuest, copier: Copier) -> None:
+    async def _stop(self, guest: RunningGuest, copier: Copier) -> bool:
         """The guest stands still: send what is left of it, and have it proved and loaded.
 
-        A link that breaks just now is not waited for as in the pre-copy: the guest runs on here instead. Who
-        asked for a suspended guest has asked for the wait.
+        A link that fails just now is not waited for as in the pre-copy. False: the guest runs on here, and its
+        pre-copy goes on from what the destination has. Who asked for a suspended guest has asked for the wait.
         """
         policy = self._controls.policy
         budget_s = max(STOP_BUDGET_S, STOP_BUDGET_LIMITS * policy.downtime_limit_s)
+        self._stops += 1
         try:
             with anyio.fail_after(None if self._stands_by_wish else budget_s):
                 await self._copy_last(guest, copier)
+            return True
         except TimeoutError as exc:
-            raise MigrationFailed(
-                f"the guest stood still for {budget_s:g} s and the link did not carry its last pages: it runs on here"
-            ) from exc
+            words = f"the guest stood still for {budget_s:g} s and the link did not carry its last pages"
+            if self._may_be_loaded or self._stops >= MAX_STOPS:
+                # A machine that has its device state takes no other: only a new one can.
+                self.may_try_again = self._stops < MAX_STOPS
+                raise MigrationFailed(f"{words}: it runs on here") from exc
+            await self._return(guest, copier, words)
+            return False
+
+    async def _return(self, guest: RunningGuest, copier: Copier, words: str) -> None:
+        """Let the stopped guest run on, and everything of its last round be dirty again."""
+        with anyio.CancelScope(shield=True):
+            copier.take_back_last()
+            await guest.resume()
+            self._is_suspended = False
+        self._advance(Event.RETURNED, f"{words}: it runs on here and is copied on")
 
     async def _copy_last(self, guest: RunningGuest, copier: Copier) -> None:
         last = self._last
@@ -304,6 +328,7 @@ class OutgoingMigration:
         pages_s = last.pages_given_s or self._ports.clock()
         saved_s = self._ports.clock()
         digest = copier.digest()
+        self._may_be_loaded = True
         loaded = await self._asker.ask(Load(digest=digest, state_bytes=last.state_bytes), Loaded)
         if loaded.digest != digest:
             raise MigrationFailed("the destination's RAM is not what was sent: the digests differ")
@@ -389,7 +414,8 @@ class OutgoingMigration:
     async def _pause(self, guest: RunningGuest, pause: Callable[[], Awaitable[float]]) -> None:
         if self._is_suspended:
             return
-        self._undo.push("the paused guest", guest.resume)
+        if self._stops == 0:
+            self._undo.push("the paused guest", guest.resume)
         stands_s = await pause()
         self._stopped_s = self._ports.clock()
         self._stands_since_s = self._stopped_s - stands_s
@@ -411,7 +437,7 @@ class OutgoingMigration:
         policy = self._controls.policy
         if policy.timeout_s <= 0:
             return
-        await anyio.sleep(policy.timeout_s)
+        await anyio.sleep_until(self._began_s + policy.timeout_s)
         if policy.on_timeout is OnTimeout.SUSPEND:
             await self._pause(guest, guest.pause)
         else:
@@ -460,7 +486,7 @@ class OutgoingMigration:
 
     async def _roll_back(self, cause: BaseException) -> str:
         """Before COMMIT: take everything back, newest first. Gives the sentence for the report."""
-        self.lost_destination = isinstance(cause, SessionForgotten)
+        self.may_try_again = self.may_try_again or isinstance(cause, SessionForgotten)
         if self._phase is not Phase.SETUP:
             # A restart must not go on with what was being given up.
             with anyio.CancelScope(shield=True):

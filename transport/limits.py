@@ -64,5 +64,9 @@ MAX_DEPTH: Final = 12  # containers in containers; our deepest message has 6
 # 16 MiB) where the byte limit alone would let 20 MiB of empty lists grow to more than 1 GiB.
 MAX_ITEMS: Final = 100_000
 MAX_TEXT_BYTES: Final = 256 * KIB  # one string; a preflight report in JSON is the longest, about 20 KiB
+# A server that works on a request says so this often: whoever hears nothing for longer than it bears is not heard
+# either. The configuration takes no bound for dead peers below MIN_DEAD_PEER_S.
+WORKING_EVERY_S: Final = 0.4
+MIN_DEAD_PEER_S: Final = 1.0
 MAX_SESSIONS: Final = 64  # sessions an agent remembers; each keeps its last reply
 MAX_REFUSAL_TEXT_BYTES: Final = 2048  # a refusal before the schema is spoken: one sentence

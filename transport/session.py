@@ -5,8 +5,12 @@
    | Attach(session_id, is_new)  ------->  |     after each dial
    | <------------------------- Attached   |     (or Refusal with seq 0)
    | Call(seq, body)             ------->  |     runs the handler, once for each seq
+   | <---------------------- Working(seq)  |     again and again while it runs
    | <---------------- Reply(seq, body)    |     (or Refusal(seq, code, text))
 ```
+
+A channel on which nothing comes for `dead_peer_s` is as good as broken: the network swallows what is sent, or the
+server's host has stopped. The caller dials again, for as long as an outage may last.
 
 Law: **every seq is executed at most once.** The caller repeats a call with its old seq on a new channel; the
 server answers a seq that it has executed with the stored reply, and one that is running when it is done. A seq
@@ -19,7 +23,8 @@ leaving `async with CallServer(...)` cancels them all.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final
@@ -52,6 +57,7 @@ __all__ = [
     "Handler",
     "Refusal",
     "Reply",
+    "Working",
 ]
 
 SESSION_ID_BYTES: Final = 16
@@ -83,6 +89,13 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Working:
+    """Call `seq` is being worked on; only a sign of life."""
+
+    seq: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
     """The reply to call `seq`."""
 
@@ -99,7 +112,7 @@ class Refusal:
     text: str
 
 
-ENVELOPE_TYPES: Final = (Attach, Attached, Call, Reply, Refusal)
+ENVELOPE_TYPES: Final = (Attach, Attached, Call, Working, Reply, Refusal)
 # What a channel speaks that carries a session and nothing else.
 SESSION_SCHEMA: Final = Schema(*ENVELOPE_TYPES)
 
@@ -115,7 +128,7 @@ class CallSession:
 
     `dial` gives a channel that speaks at least ENVELOPE_TYPES (SESSION_SCHEMA); `schema` is that of the
     requests and replies inside. `outage_s` bounds how long a call goes on dialling after the link was last
-    seen well.
+    seen well, `dead_peer_s` how long a channel may be silent while a call is waited for.
     """
 
     def __init__(
@@ -126,7 +139,9 @@ class CallSession:
         *,
         outage_s: float,
         backoff: Backoff,
+        dead_peer_s: float = 10.0,
     ) -> None:
+        self._dead_peer_s = dead_peer_s
         self._dial = dial
         self._schema = schema
         self._session_id = session_id
@@ -180,8 +195,7 @@ class CallSession:
                 channel = await self._attached_channel()
                 well_at_s = anyio.current_time()
                 attempt.may_have_reached_peer = True
-                await channel.send(attempt.call)
-                answer = await self._answer(channel, attempt.call.seq)
+                answer = await self._exchange(channel, attempt.call)
             except SessionForgotten as exc:
                 await self._drop_channel()
                 raise SessionForgotten(str(exc), may_have_reached_peer=attempt.may_have_reached_peer) from exc
@@ -212,8 +226,10 @@ class CallSession:
         channel = await self._dial()
         is_attached = False
         try:
-            await channel.send(Attach(session_id=self._session_id, is_new=not self._was_attached))
-            match await channel.receive():
+            with self._unless_silent():
+                await channel.send(Attach(session_id=self._session_id, is_new=not self._was_attached))
+                attached = await channel.receive()
+            match attached:
                 case Attached():
                     is_attached = True
                 case Refusal(code=code, text=text) if code == UNKNOWN_SESSION:
@@ -230,17 +246,33 @@ class CallSession:
         self._backoff.reset()
         return channel
 
-    async def _answer(self, channel: MessageChannel, seq: int) -> object:
+    async def _exchange(self, channel: MessageChannel, call: Call) -> object:
+        seq = call.seq
+        with self._unless_silent():
+            await channel.send(call)
         while True:
-            match await channel.receive():
+            with self._unless_silent():
+                message = await channel.receive()
+            match message:
                 case Reply(seq=got, body=body) if got == seq:
                     return self._schema.decode(body)
                 case Refusal(seq=got) as refusal if got == seq:
                     return refusal
+                case Working(seq=got) if 0 < got <= seq:
+                    continue
                 case Reply(seq=got) | Refusal(seq=got) if 0 < got < seq:
                     continue  # of a call that was cancelled here
                 case other:
                     raise BadMessage(f"{type(other).__name__} where the reply to call {seq} was due")
+
+    @contextmanager
+    def _unless_silent(self) -> Iterator[None]:
+        """Make a channel on which nothing moves for too long one that broke."""
+        try:
+            with anyio.fail_after(self._dead_peer_s):
+                yield
+        except TimeoutError as exc:
+            raise PeerGone(f"nothing came from the peer for {self._dead_peer_s:g} s") from exc
 
     async def _pause_or_give_up(self, well_at_s: float, cause: Exception, attempt: _Attempt) -> None:
         left_s = well_at_s + self._outage_s - anyio.current_time()
@@ -346,7 +378,7 @@ class CallServer:
                 call = await channel.receive()
                 if not isinstance(call, Call) or call.seq < 1:
                     raise BadMessage(f"{type(call).__name__} where a call was due")
-                answer = await self._answer(session, call, handler)
+                answer = await self._answer_alive(channel, session, call, handler)
                 if answer is not None:
                     await channel.send(answer)
         except PeerGone:
@@ -378,6 +410,19 @@ class CallServer:
             )
         session = self._sessions[attach.session_id] = _Session(owner)
         return session
+
+    async def _answer_alive(
+        self, channel: MessageChannel, session: _Session, call: Call, handler: Handler
+    ) -> Reply | Refusal | None:
+        """As `_answer`; the caller hears meanwhile that it is worked on."""
+        while True:
+            answer = None
+            with anyio.move_on_after(limits.WORKING_EVERY_S) as waiting:
+                # May be called again: the handler's task goes on by itself.
+                answer = await self._answer(session, call, handler)
+            if not waiting.cancelled_caught:
+                return answer
+            await channel.send(Working(seq=call.seq))
 
     async def _answer(self, session: _Session, call: Call, handler: Handler) -> Reply | Refusal | None:
         """Execute a new call, or find the answer of the newest; None for a ghost."""

@@ -191,7 +191,7 @@ class Outgoing:
     async def _attempt(
         self, job: Job, controls: Controls, order: Order, facts: GuestFacts, peer: _Peer
     ) -> tuple[Report, bool]:
-        """Run one migration; also tell whether the other agent was restarted, so that another one is worth it."""
+        """Run one migration; also tell whether another one is worth it, where this one was not carried through."""
         settings, move, migration_id = self._host.settings, order.move, job.migration_id
         session = self._session(peer, bytes.fromhex(migration_id), outage_s=settings.limits.outage_s)
         journal = LazyJournal(settings.agent.state_dir, migration_id)
@@ -227,7 +227,7 @@ class Outgoing:
         report = None
         try:
             report = await migration.run()
-            return report, migration.lost_destination
+            return report, migration.may_try_again
         finally:
             with anyio.CancelScope(shield=True):
                 await session.aclose()
@@ -252,6 +252,7 @@ class Outgoing:
             MIGRATION_SCHEMA,
             session_id,
             outage_s=outage_s,
+            dead_peer_s=self._host.settings.limits.dead_peer_s,
             backoff=Backoff(FIRST_REDIAL_S, SLOWEST_REDIAL_S, random.Random()),
         )
 

@@ -374,6 +374,8 @@ class InMemorySender:
         self._bytes_per_s = bytes_per_s
         self._buffer = memoryview(bytearray(MAX_PAYLOAD_BYTES))
         self._more = anyio.Event()
+        self._well = anyio.Event()
+        self._well.set()
 
     async def send_all(self, producer: PayloadProducer, *, payloads: int | None = None) -> None:
         while size := producer(self._buffer):
@@ -381,6 +383,7 @@ class InMemorySender:
                 await self._more.wait()
                 self._more = anyio.Event()
                 continue
+            await self._well.wait()
             if self._fuse.count():
                 self.link_breaks += 1
                 self.resent_bytes += size
@@ -390,6 +393,13 @@ class InMemorySender:
             self._consumer(self._buffer[:size])
             self.wire_bytes += size
             await anyio.sleep(size / self._bytes_per_s if self._bytes_per_s else 0)
+
+    def stall(self) -> None:
+        """From now on nothing arrives: what is under way is lost with whoever gives up waiting."""
+        self._well = anyio.Event()
+
+    def go_on(self) -> None:
+        self._well.set()
 
     def more_to_send(self) -> None:
         self._more.set()

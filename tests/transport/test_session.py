@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 import pytest
 
 from tests.faults import Fuse, fused_stream_pair
@@ -429,3 +430,58 @@ async def test_the_first_message_may_have_been_received_by_the_caller_of_serve()
         session = CallSession(dial, SCHEMA, SESSION_ID, outage_s=1, backoff=backoff())
         assert await session.call(Add(number=3), timeout_s=5) == Sum(total=3)
         await session.aclose()
+
+
+async def test_a_server_that_works_long_is_not_taken_for_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transport.limits.WORKING_EVERY_S", 0.01)
+
+    async def slowly(request: object) -> object:
+        await anyio.sleep(0.15)
+        return Sum(total=1)
+
+    async with world(slowly) as here:
+        session = CallSession(here.dial, SCHEMA, SESSION_ID, outage_s=5, dead_peer_s=0.05, backoff=backoff())
+        assert await session.call(Add(number=1), timeout_s=5) == Sum(total=1)
+        assert session.link_breaks == 0
+
+
+async def test_a_channel_that_falls_silent_is_dialled_again_and_executes_nothing_twice() -> None:
+    adder = Adder()
+    async with world(adder) as here:
+        dials = 0
+
+        async def dial() -> MessageChannel:
+            nonlocal dials
+            dials += 1
+            # The first one takes everything in and gives nothing out, as a network that swallows packets does.
+            return MessageChannel(SilentStream(), SESSION_SCHEMA) if dials == 1 else await here.dial()
+
+        session = CallSession(dial, SCHEMA, SESSION_ID, outage_s=5, dead_peer_s=0.02, backoff=backoff())
+        assert await session.call(Add(number=1), timeout_s=5) == Sum(total=1)
+    assert (dials, adder.executed) == (2, [1])
+
+
+async def test_a_peer_that_stays_silent_is_gone_after_the_outage() -> None:
+    async def dial() -> MessageChannel:
+        return MessageChannel(SilentStream(), SESSION_SCHEMA)
+
+    session = CallSession(dial, SCHEMA, SESSION_ID, outage_s=0.05, dead_peer_s=0.01, backoff=backoff())
+    with pytest.raises(PeerGone, match=r"was down for 0.05 s: nothing came from the peer for 0.01 s"):
+        await session.call(Add(number=1), timeout_s=5)
+
+
+class SilentStream(anyio.abc.ByteStream):
+    """A network that swallows everything."""
+
+    async def send(self, item: bytes) -> None:
+        await anyio.lowlevel.checkpoint()
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    async def send_eof(self) -> None:
+        await anyio.lowlevel.checkpoint()
+
+    async def aclose(self) -> None:
+        await anyio.lowlevel.checkpoint()

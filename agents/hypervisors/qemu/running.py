@@ -141,6 +141,11 @@ class QemuRunningGuest(OpenGuest):
         self._is_standing = False
         with _as_refusal("go on"):
             await self._end_migration()
+            self._has_begun = False
+            if self._stream is not None:
+                # What it holds is of this stop.
+                await self._stream.aclose()
+                self._stream = None
             if await run_state(self._qmp) != "running":
                 await self._qmp.execute("cont", timeout_s=DRAIN_TIMEOUT_S)
             if (state := await run_state(self._qmp)) != "running":

@@ -62,6 +62,8 @@ class Fleet:
     metrics_ports: dict[str, int] = field(default_factory=dict)
     has_ended: dict[str, anyio.Event] = field(default_factory=dict)
     addresses: dict[str, str] = field(default_factory=lambda: dict.fromkeys(HOSTS, "127.0.0.1"))
+    # Where its peers find a host, if that is another address than its own.
+    fronts: dict[str, str] = field(default_factory=dict)
 
     @property
     def shared(self) -> Path:
@@ -108,7 +110,7 @@ class Fleet:
         """Write one agent's configuration; it listens on its own of `control_ports`, its peers on theirs."""
         path = self.folder / f"{host}.toml"
         listed = "".join(
-            f'[peers.{name}]\naddress = "{self.addresses[name]}:{port}"\n'
+            f'[peers.{name}]\naddress = "{self.fronts.get(name, self.addresses[name])}:{port}"\n'
             for name, port in control_ports.items()
             if name != host
         )

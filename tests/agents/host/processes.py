@@ -8,10 +8,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from agents.errors import JournalCorrupt
 from agents.journal import read_journal
@@ -39,6 +40,14 @@ class Processes:
         """What an agent has logged, over all its lives; the last line only when it is whole."""
         text = self.log_path(host).read_text()
         return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+    def await_line(self, host: str, words: str, timeout_s: float = START_TIMEOUT_S) -> None:
+        """Wait until an agent has logged a line with these words."""
+        deadline_s = time.monotonic() + timeout_s
+        while not any(words in str(line) for line in self.lines(host)):
+            if time.monotonic() > deadline_s:
+                raise AssertionError(f"{host} never said {words!r}: {self.log_path(host).read_text()}")
+            time.sleep(0.02)
 
     def start(self, *hosts: str) -> None:
         """Start agents, in this order and all at once; they serve when this returns."""
@@ -117,9 +126,15 @@ class Processes:
 
 
 @contextmanager
-def running_processes(folder: Path, event_loop: str, limits: str, qemu: str = "") -> Iterator[Processes]:
-    """Two agents that know each other; both end with the block."""
-    fleet = Fleet(folder)
+def running_processes(
+    folder: Path,
+    event_loop: str,
+    limits: str,
+    qemu: str = "",
+    fronts: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Processes]:
+    """Two agents that know each other, by `fronts` where a network lies before them; both end with the block."""
+    fleet = Fleet(folder, fronts=dict(fronts))
     fleet.issue()
     ports = {host: free_port() for host in HOSTS}
     configs = {

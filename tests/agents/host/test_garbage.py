@@ -9,6 +9,7 @@ import ssl
 import struct
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -233,18 +234,19 @@ async def preparation(fleet: Fleet, **changed: object) -> Prepare:
     directory = storage.ownership_dir(facts)
     first = Ownership(guest_id=facts.guest_id, generation=1, owner="host-b", migration_id="m")
     await storage.claim(directory, first)
-    values: dict[str, object] = {
-        "protocol": PROTOCOL,
-        "guest": facts,
-        "source_host": "host-b",
-        "generation": 1,
-        "ownership_dir": directory,
-        "secret": bytes(32),
-        "digest_key": bytes(16),
-        "connections": 1,
-        "window_bytes": 4 << 20,
-    }
-    return Prepare(**{**values, **changed})  # type: ignore[arg-type]
+    honest = Prepare(
+        protocol=PROTOCOL,
+        guest=facts,
+        source_host="host-b",
+        generation=1,
+        ownership_dir=directory,
+        secret=bytes(32),
+        digest_key=bytes(16),
+        connections=1,
+        window_bytes=4 << 20,
+        resumes="",
+    )
+    return replace(honest, **changed)  # type: ignore[arg-type]
 
 
 async def test_preparations_that_lie_are_refused_in_words_and_leave_nothing(folder: Path) -> None:

@@ -1,0 +1,140 @@
+"""The network in front of one agent, as tests have it: it counts what passes, breaks at the K-th piece, and swallows.
+
+Law: knows bytes, neither pages nor messages. It listens on another loopback address at the agent's own ports, because
+data connections go to the address that the control connection went to.
+
+Tasks: one per listener and two per connection, all in `serve`, which ends them when it is cancelled.
+"""
+
+from __future__ import annotations
+
+import functools
+import socket
+import struct
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Final
+
+import anyio
+import anyio.abc
+from anyio.abc import SocketAttribute
+
+__all__ = ["FRONTS", "Network", "networks"]
+
+CHUNK_BYTES: Final = 64 << 10
+# Where each host's peers find it.
+FRONTS: Final = {"host-a": "127.0.0.2", "host-b": "127.0.0.3"}
+_RESET: Final = struct.pack("ii", 1, 0)
+_BROKEN: Final = (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError)
+
+
+class Network:
+    """What lies between an agent and its peers.
+
+    `pieces` counts everything that came to either side; at number `cut_at` (from 0) that piece is half delivered or not
+    at all, and every connection is reset.
+    """
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+        self._connections: set[_Connection] = set()
+        self._flows = anyio.Event()
+        self._flows.set()
+        self.pieces = 0
+        self.cut_at: int | None = None
+        self.cuts = 0
+
+    def stall(self) -> None:
+        """From now on nothing arrives, in either direction, and nobody is told."""
+        self._flows = anyio.Event()
+
+    def mend(self) -> None:
+        """What was held arrives, and everything flows again."""
+        self._flows.set()
+
+    def cut(self) -> None:
+        """Reset all connections."""
+        self.cuts += 1
+        for connection in list(self._connections):
+            connection.reset()
+
+    async def serve(self, listener: anyio.abc.Listener[anyio.abc.SocketStream], port: int) -> None:
+        """Forward from this listener to a port of the agent, until cancelled."""
+        await listener.serve(functools.partial(self._serve_connection, port))
+
+    async def _serve_connection(self, port: int, near: anyio.abc.SocketStream) -> None:
+        async with near:
+            await self._flows.wait()
+            try:
+                far = await anyio.connect_tcp(self._target, port)
+            except OSError:
+                return
+            connection = _Connection(near, far)
+            self._connections.add(connection)
+            try:
+                async with far:
+                    with connection.scope:
+                        async with anyio.create_task_group() as pumps:
+                            pumps.start_soon(self._pump, connection, near, far)
+                            pumps.start_soon(self._pump, connection, far, near)
+            except* _BROKEN:
+                pass
+            finally:
+                self._connections.discard(connection)
+
+    async def _pump(
+        self, connection: _Connection, source: anyio.abc.SocketStream, sink: anyio.abc.SocketStream
+    ) -> None:
+        try:
+            while True:
+                chunk = await source.receive(CHUNK_BYTES)
+                await self._flows.wait()
+                number, self.pieces = self.pieces, self.pieces + 1
+                if number == self.cut_at:
+                    # Odd ones vanish whole, even ones arrive in part: both happen to real ones.
+                    if number % 2 == 0:
+                        await sink.send(chunk[: len(chunk) // 2])
+                    self.cut()
+                    return
+                await sink.send(chunk)
+        except anyio.EndOfStream:
+            try:
+                await sink.send_eof()
+            except _BROKEN:
+                connection.scope.cancel()
+        except _BROKEN:
+            connection.scope.cancel()
+
+
+class _Connection:
+    """One connection through the network."""
+
+    def __init__(self, near: anyio.abc.SocketStream, far: anyio.abc.SocketStream) -> None:
+        self._ends = (near, far)
+        self.scope = anyio.CancelScope()
+
+    def reset(self) -> None:
+        """End it so that neither side hears a farewell."""
+        for stream in self._ends:
+            try:
+                raw = stream.extra(SocketAttribute.raw_socket)
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            except _BROKEN:
+                continue  # closed already
+        self.scope.cancel()
+
+
+@asynccontextmanager
+async def networks(ports: dict[str, tuple[int, ...]]) -> AsyncIterator[dict[str, Network]]:
+    """Put a network in front of each host, whose ports these are."""
+    async with AsyncExitStack() as stack, anyio.create_task_group() as tasks:
+        made: dict[str, Network] = {}
+        for host, its_ports in ports.items():
+            network = made[host] = Network("127.0.0.1")
+            for port in its_ports:
+                listener = await stack.enter_async_context(
+                    await anyio.create_tcp_listener(local_host=FRONTS[host], local_port=port)
+                )
+                tasks.start_soon(network.serve, listener, port)
+        yield made
+        tasks.cancel_scope.cancel()

@@ -1,0 +1,150 @@
+"""A link that fails while the guest stands still: the guest runs on where it was, and so does its pre-copy."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+
+from migrate.messages import Arm, Load
+from migrate.phases import Phase
+from migrate.plan import Policy
+from migrate.source import MAX_STOPS
+from tests.migrate.world import FACTS, World
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guests stand still for 20 ms at most."""
+    monkeypatch.setattr("migrate.source.STOP_BUDGET_S", 0.02)
+    monkeypatch.setattr("migrate.source.STOP_BUDGET_LIMITS", 0)
+
+
+POLICY = Policy(downtime_limit_s=0.3)
+
+
+def stall_at_stops(world: World, stops: int) -> list[bool]:
+    """Let the link stall at the first `stops` stops, and be well again when the guest runs; note who ran then."""
+    ran: list[bool] = []
+    stopped: list[bool] = []
+
+    def stop() -> None:
+        assert world.sender is not None
+        stopped.append(world.guest.is_running)
+        if len(ran) < stops:
+            world.sender.stall()
+
+    def go_on() -> None:
+        if stopped and world.sender is not None:
+            world.sender.go_on()
+            ran.append(world.guest.is_running)
+            # It has work to do, so that what it wrote in the last stop's round is not all there is.
+            world.guest.dirty_per_round = [50, 20, 5]
+
+    world.watchers["a"].at_phase[Phase.STOP] = stop
+    world.watchers["a"].at_phase[Phase.PRECOPY] = go_on
+    return ran
+
+
+@pytest.mark.parametrize("stops", [1, 3])
+async def test_the_precopy_goes_on_from_what_the_destination_has(stops: int) -> None:
+    world = World()
+    ran = stall_at_stops(world, stops)
+    armed: list[object] = []
+    handle = world.incoming.handle
+
+    async def note(request: object) -> object:
+        if isinstance(request, Arm):
+            armed.append(request)
+        return await handle(request)
+
+    world.incoming.handle = note  # type: ignore[method-assign]
+    # The last round is never empty: some pages are under way each time that the link stalls.
+    world.guest.dirty_per_round = [200, 60, 20, 9, 9, 9]
+    report = await world.migrate(POLICY)
+    assert report.phase is Phase.COMPLETE, report.error
+    phases = [new for _, new, _ in world.watchers["a"].changes]
+    assert phases.count(Phase.STOP) == stops + 1
+    assert ran == [True] * stops
+    assert len(armed) == stops + 1
+    assert report.source_digest == report.destination_digest
+    assert world.hosts["b"].by_id[FACTS.guest_id].state == b"registers"
+    assert (True, True) not in world.history
+    said = next(because for _, new, because in world.watchers["a"].changes if because.endswith("copied on"))
+    assert "stood still for 0.02 s" in said
+
+
+async def test_a_device_state_of_a_stop_that_was_left_is_void() -> None:
+    world = World()
+    stall_at_stops(world, 1)
+
+    stop = world.watchers["a"].at_phase[Phase.STOP]
+
+    def both() -> None:
+        world.guest.state += b"+"
+        stop()
+
+    world.watchers["a"].at_phase[Phase.STOP] = both
+    report = await world.migrate(POLICY)
+    assert report.phase is Phase.COMPLETE, report.error
+    assert world.hosts["b"].by_id[FACTS.guest_id].state == b"registers++"
+
+
+async def test_a_machine_that_may_have_its_state_takes_no_other() -> None:
+    world = World()
+    world.drops_replies_to = Load
+    world.outage_s = 0.2
+    report = await world.migrate(POLICY)
+    assert report.phase is Phase.ROLLED_BACK
+    assert "it runs on here" in (report.error or "")
+    assert world.runs_at("a")
+
+
+async def test_a_link_that_fails_at_every_stop_ends_the_migration() -> None:
+    world = World()
+    ran = stall_at_stops(world, 1000)
+    report = await world.migrate(POLICY)
+    assert report.phase is Phase.ROLLED_BACK
+    assert len(ran) == MAX_STOPS - 1
+    assert world.runs_at("a")
+    assert not world.runs_at("b")
+
+
+async def test_a_cancel_while_the_guest_stands_still_still_works() -> None:
+    world = World()
+    stall_at_stops(world, 1)
+    stop = world.watchers["a"].at_phase[Phase.STOP]
+
+    def both() -> None:
+        stop()
+        world.controls.cancel()
+
+    world.watchers["a"].at_phase[Phase.STOP] = both
+    report = await world.migrate(POLICY)
+    assert (report.phase, report.error) == (Phase.ROLLED_BACK, "cancelled by request")
+    assert world.runs_at("a")
+
+
+async def test_an_offline_move_waits_for_the_link() -> None:
+    world = World()
+
+    stands = anyio.Event()
+
+    def stop() -> None:
+        assert world.sender is not None
+        world.sender.stall()
+        stands.set()
+
+    async def mend() -> None:
+        await stands.wait()
+        await anyio.sleep(0.1)
+        assert world.sender is not None
+        world.sender.go_on()
+
+    world.watchers["a"].at_phase[Phase.STOP] = stop
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(mend)
+        report = await world.migrate(Policy(is_offline=True))
+    assert report.phase is Phase.COMPLETE, report.error
+    assert (False, False) in world.history

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,10 +10,8 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from agents.hypervisors.embedded.client import GuestClient
-from agents.hypervisors.embedded.errors import EmbeddedError
 from agents.logs import TextFormatter
-from tests.agents.host.fleet import HOSTS, Fleet
+from tests.agents.host.fleet import scratch_folder
 
 
 class AgentLog(logging.Handler):
@@ -57,18 +53,5 @@ def agent_log() -> Iterator[AgentLog]:
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """A scratch folder with a short name, because sockets are in it."""
-    path = Path(tempfile.mkdtemp(prefix="vmferry-"))
-    yield path
-    fleet = Fleet(path)
-    for host in HOSTS:
-        for socket_path in fleet.guests_dir(host).glob("*.sock"):
-            try:
-                client = GuestClient(socket_path)
-            except EmbeddedError:
-                continue  # it has ended
-            try:
-                client.quit()
-                client.await_end()
-            finally:
-                client.close()
-    shutil.rmtree(path)
+    with scratch_folder() as path:
+        yield path

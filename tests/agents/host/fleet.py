@@ -7,8 +7,9 @@ import os
 import shutil
 import socket
 import stat
+import tempfile
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from agents.api import CONTROL_SCHEMA, JobList, JobStarted, JobView, ListJobs, M
 from agents.config import load_settings
 from agents.host.agent import HostAgent
 from agents.hypervisors.embedded.client import Description, GuestClient, start_guest
+from agents.hypervisors.embedded.errors import EmbeddedError
 from agents.hypervisors.embedded.rundir import GuestPaths
 from agents.hypervisors.embedded.spec import Content, EmbeddedSpec
 from migrate.phases import Phase
@@ -153,7 +155,8 @@ dir = "{self.guests_dir(host)}"
     def start_guest(self, host: str, **changed: object) -> EmbeddedSpec:
         """Start a small busy guest with a disk on the shared storage."""
         disk = self.shared / f"{uuid.uuid4().hex[:8]}.img"
-        disk.write_bytes(bytes(16 << 10))
+        # The sectors that the guest writes in turn; with fewer it finds errors after so many heartbeats.
+        disk.write_bytes(bytes(64 << 10))
         values: dict[str, object] = {
             "guest_id": str(uuid.uuid4()),
             "name": "worker",
@@ -333,6 +336,28 @@ async def running_fleet(
             with anyio.move_on_after(15, shield=True):
                 for ended in fleet.has_ended.values():
                     await ended.wait()
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder with a short name, because sockets are in it; the embedded guests of its hosts end with the block."""
+    path = Path(tempfile.mkdtemp(prefix="vmferry-"))
+    try:
+        yield path
+    finally:
+        fleet = Fleet(path)
+        for host in HOSTS:
+            for socket_path in fleet.guests_dir(host).glob("*.sock"):
+                try:
+                    client = GuestClient(socket_path)
+                except EmbeddedError:
+                    continue  # it has ended
+                try:
+                    client.quit()
+                    client.await_end()
+                finally:
+                    client.close()
+        shutil.rmtree(path)
 
 
 def free_port() -> int:

@@ -32,7 +32,7 @@ class Network:
     """What lies between an agent and its peers.
 
     `pieces` counts everything that came to either side; at number `cut_at` (from 0) that piece is half delivered or not
-    at all, and every connection is reset.
+    at all, and every connection is reset. At number `stall_at` it is held instead, with all that follows, until `mend`.
     """
 
     def __init__(self, target: str) -> None:
@@ -42,7 +42,13 @@ class Network:
         self._flows.set()
         self.pieces = 0
         self.cut_at: int | None = None
+        self.stall_at: int | None = None
         self.cuts = 0
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether nothing arrives just now."""
+        return not self._flows.is_set()
 
     def stall(self) -> None:
         """From now on nothing arrives, in either direction, and nobody is told."""
@@ -88,8 +94,10 @@ class Network:
         try:
             while True:
                 chunk = await source.receive(CHUNK_BYTES)
-                await self._flows.wait()
                 number, self.pieces = self.pieces, self.pieces + 1
+                if number == self.stall_at:
+                    self.stall()
+                await self._flows.wait()
                 if number == self.cut_at:
                     # Odd ones vanish whole, even ones arrive in part: both happen to real ones.
                     if number % 2 == 0:

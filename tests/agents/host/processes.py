@@ -20,6 +20,7 @@ from migrate.errors import JournalFailed
 from tests.agents.host.fleet import HOSTS, Fleet, free_port
 
 START_TIMEOUT_S = 20.0
+PROGRAM = ("-m", "agents.cli")
 REPOSITORY = Path(__file__).parents[3]
 
 
@@ -32,6 +33,8 @@ class Processes:
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     # What each agent's command begins with: `ip netns exec ...` where it has a network of its own.
     prefixes: dict[str, list[str]] = field(default_factory=dict)
+    # What python runs as the agent, where that is not the agent alone.
+    programs: dict[str, list[str]] = field(default_factory=dict)
 
     def log_path(self, host: str) -> Path:
         return self.fleet.folder / f"{host}.jsonl"
@@ -57,7 +60,8 @@ class Processes:
                 self.running[host] = subprocess.Popen(
                     [
                         *self.prefixes.get(host, ()),
-                        *(sys.executable, "-m", "agents.cli", "agent", "run", "--config", self.configs[host]),
+                        *(sys.executable, *self.programs.get(host, PROGRAM)),
+                        *("agent", "run", "--config", self.configs[host]),
                     ],
                     cwd=REPOSITORY,
                     stdin=subprocess.DEVNULL,

@@ -6,10 +6,11 @@ import contextlib
 import os
 import signal
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import anyio.to_thread
 
@@ -134,10 +135,12 @@ class QemuGuests:
 
 
 @contextlib.contextmanager
-def qemu_processes(folder: Path, event_loop: str, limits: str) -> Iterator[tuple[Processes, QemuGuests]]:
+def qemu_processes(
+    folder: Path, event_loop: str, limits: str, fronts: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[tuple[Processes, QemuGuests]]:
     """Two agents as processes of their own, and no guest yet."""
     boot = Boot.at(folder / "boot")
-    with running_processes(folder, event_loop, limits, qemu="\n") as processes:
+    with running_processes(folder, event_loop, limits, qemu="\n", fronts=fronts) as processes:
         guests = QemuGuests(processes.fleet, boot)
         try:
             yield processes, guests

@@ -1,0 +1,74 @@
+"""Agents that are killed at every instant that matters (`tests.reliability.mortal`), and started again."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from enum import StrEnum
+from typing import Final
+
+import anyio
+from anyio.to_thread import run_sync
+
+from tests.reliability.stage import Kind, Stage, Tally, stage
+
+__all__ = ["Role", "try_kills"]
+
+DIES_WITHIN_S: Final = 20.0
+DIES_AFTER_S: Final = 1.0
+MOST_INSTANTS: Final = 64
+
+
+class Role(StrEnum):
+    """Which of the two agents is killed."""
+
+    SOURCE = "source"
+    DESTINATION = "destination"
+
+
+async def try_kills(kind: Kind, event_loop: str, role: Role, *, every: int = 1) -> tuple[Tally, list[str]]:
+    """Move a guest again and again while one agent dies, an instant later each time; give what it died at."""
+    died_at: list[str] = []
+    async with stage(kind, event_loop, has_networks=False) as place:
+        # The first move of a guest claims its first generation as well; all later ones are alike.
+        async with place.trial():
+            pass
+        place.tally = Tally()
+        for number in range(0, MOST_INSTANTS, every):
+            name = await _kill_at(place, role, number)
+            if name is None:
+                break
+            died_at.append(name)
+        else:
+            raise AssertionError(f"there is no end of instants: {died_at}")
+        return place.tally, died_at
+
+
+async def _kill_at(place: Stage, role: Role, number: int) -> str | None:
+    """Let an agent die in the course of a move, then start it again; None: the move has no such instant."""
+    processes = place.processes
+    host = place.home if role is Role.SOURCE else place.away
+    instants = processes.fleet.folder / "instants"
+    instants.unlink(missing_ok=True)
+    await run_sync(processes.kill, host)
+    processes.programs[host] = ["-m", "tests.reliability.mortal", str(instants), str(number)]
+    await run_sync(processes.start, host)
+    del processes.programs[host]
+    async with place.trial():
+        died = await _dies(place, processes.running[host])
+        if died:
+            processes.running.pop(host)
+            await run_sync(processes.start, host)
+    if not died:
+        return None
+    return instants.read_text().splitlines()[-1]
+
+
+async def _dies(place: Stage, process: subprocess.Popen[bytes]) -> bool:
+    """Wait for an agent's death, and a while after the move has ended: that is when the last entries are written."""
+    deadline_s = time.monotonic() + DIES_WITHIN_S
+    while process.poll() is None and time.monotonic() < deadline_s:
+        if await place.rests(place.home):
+            deadline_s = min(deadline_s, time.monotonic() + DIES_AFTER_S)
+        await anyio.sleep(0.02)
+    return process.poll() is not None

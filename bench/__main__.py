@@ -2,13 +2,15 @@
 
 Law: a scenario is a file `bench/run_NAME.py` with `QUESTION: str` (one sentence) and
 `run(smoke: bool) -> dict[str, object]` (figures with units in their names; the answer is a `..._ratio`). With
-`smoke` it runs once and tiny, to prove that it still runs; such figures prove nothing else.
+`smoke` it runs once and tiny, to prove that it still runs; such figures prove nothing else. One that lives through
+seeds takes `seeds: int` as well.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import re
 import sys
 import traceback
@@ -41,7 +43,7 @@ FOLDER: Final = Path(__file__).resolve().parent
 class RunScenario(Protocol):
     """A scenario's `run`."""
 
-    def __call__(self, smoke: bool) -> Mapping[str, object]: ...
+    def __call__(self, smoke: bool, **options: int) -> Mapping[str, object]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +53,11 @@ class Scenario:
     name: str
     question: str
     run: RunScenario
+
+    @property
+    def takes_seeds(self) -> bool:
+        """Whether it may be told how many seeds to live through."""
+        return "seeds" in inspect.signature(self.run).parameters
 
 
 def scenario_names(folder: Path = FOLDER) -> list[str]:
@@ -88,7 +95,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         listed = ", ".join(scenario_names()) or "none"
         console.print(f"error: no scenario {', '.join(unknown) or 'at all'}; there is: {listed}")
         return 2
-    return _run(wanted, options.smoke, options.json, console)
+    more = {} if options.seeds is None else {"seeds": options.seeds}
+    if more and (deaf := [name for name in wanted if not load(name).takes_seeds]):
+        console.print(f"error: no seeds in {', '.join(deaf)}: leave --seeds away")
+        return 2
+    return _run(wanted, options.smoke, more, options.json, console)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -96,15 +107,19 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m bench",
         description="Answer questions of speed with figures that name their machine.",
         epilog="Examples: python -m bench list; python -m bench link --json a.json; "
+        "python -m bench chaos --seeds 5000; "
         "python -m bench compare a.json b.json; python -m bench --smoke",
     )
     parser.add_argument("words", nargs="*", metavar="WORD", help="list | NAME... | compare A.json B.json")
     parser.add_argument("--smoke", action="store_true", help="once and tiny: only to see that it runs")
+    parser.add_argument("--seeds", type=int, metavar="N", help="how many seeds, where there are any (chaos)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     return parser
 
 
-def _run(wanted: Sequence[str], smoke: bool, json_path: Path | None, console: Console) -> int:
+def _run(
+    wanted: Sequence[str], smoke: bool, more: Mapping[str, int], json_path: Path | None, console: Console
+) -> int:
     machine = this_machine()
     console.print(_sentence(machine))
     results: dict[str, Mapping[str, object]] = {}
@@ -113,7 +128,7 @@ def _run(wanted: Sequence[str], smoke: bool, json_path: Path | None, console: Co
         try:
             scenario = load(name)
             console.print(f"\n{scenario.name}: {scenario.question}")
-            results[name] = scenario.run(smoke)
+            results[name] = scenario.run(smoke, **more)
         except Exception:
             # A scenario's edge: the others still run, and the exit code tells.
             failed.append(name)

@@ -72,6 +72,19 @@ def test_wrong_usage_is_two(words: list[str], capsys: pytest.CaptureFixture[str]
     assert main(words) == 2
 
 
+def test_seeds_are_for_scenarios_that_have_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(smoke: bool, seeds: int = 3) -> dict[str, object]:
+        return {"seeds": seeds}
+
+    monkeypatch.setattr(sys.modules["bench.run_fine"], "run", run)
+    assert main(["fine", "--seeds", "17"]) == 0
+    assert "17" in capsys.readouterr().out
+    assert main(["fine", "broken", "--seeds", "17"]) == 2
+    assert "no seeds in broken" in capsys.readouterr().out
+
+
 def test_a_smoke_run_of_nothing_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_main, "scenario_names", list)
     assert main(["--smoke"]) == 2

@@ -29,9 +29,9 @@ def main() -> int:
             continue
         virtual_s += outcome.virtual_s
         print(
-            f"seed {seed}: {outcome.moves} moves, {outcome.complete} complete, {outcome.rolled_back} rolled back, "
-            f"{outcome.in_doubt} in doubt, {outcome.killed} killed, {outcome.outages} outages, "
-            f"{outcome.virtual_s:.0f} s"
+            f"seed {seed}: {outcome.hosts} hosts, {outcome.guests} guests, {outcome.moves} moves, "
+            f"{outcome.complete} complete, {outcome.rolled_back} rolled back, {outcome.in_doubt} in doubt, "
+            f"{outcome.killed} killed, {outcome.outages} outages, {outcome.virtual_s:.0f} s"
         )
         if wanted.story:
             print(*outcome.story, sep="\n")

@@ -61,6 +61,10 @@ DEAD_PEER_S: Final = 5.0
 # What a link carries between nothing and a slow afternoon; the guest's RAM compresses to some KB a round.
 LINK_BYTES_PER_S: Final = (3e2, 3e4)
 MIGRATION_ENDS_WITHIN_S: Final = 3600.0
+# How many there are of each, at least and at most; moves of each guest.
+HOSTS: Final = (2, 6)
+GUESTS: Final = (1, 8)
+MOVES: Final = (2, 4)
 
 
 class TheoremBroken(AssertionError):
@@ -78,8 +82,25 @@ class Faults:
     storage_outages: bool = True
     refused_resumes: float = 0.1
     levers: float = 0.5
-    killed_sources: float = 0.05
+    killed_sources: float = 0.1
     spoiled_ram: float = 0.02
+
+    @classmethod
+    def of_a_day(cls, rng: random.Random) -> Faults:
+        """Days differ: on most, little fails, so that moves come as far as the switchover; on some, everything does."""
+        scale = rng.choice([0.05, 0.2, 0.2, 1.0])
+        usual = cls()
+        return replace(
+            usual,
+            outages=rng.random() < 0.8,
+            longest_outage_s=OUTAGE_S * rng.choice([0.5, 1.0, 3.0]),
+            lost_replies=usual.lost_replies * scale,
+            storage=usual.storage * scale,
+            storage_outages=rng.random() < scale,
+            refused_resumes=usual.refused_resumes * scale,
+            killed_sources=rng.choice([0, usual.killed_sources]),
+            spoiled_ram=usual.spoiled_ram * scale,
+        )
 
     @classmethod
     def short_outages_only(cls) -> Faults:
@@ -101,6 +122,8 @@ class Outcome:
     """What came of one seed."""
 
     seed: int
+    hosts: int = 0
+    guests: int = 0
     moves: int = 0
     complete: int = 0
     rolled_back: int = 0
@@ -264,12 +287,13 @@ class _Move:
 
 
 class World:
-    """`guests` guests on `hosts` hosts; `run` moves each `moves` times and checks what is left."""
+    """Guests on hosts, some of each; `run` moves each guest several times and checks what is left."""
 
-    def __init__(self, seed: int, faults: Faults, *, hosts: int = 3, guests: int = 3, moves: int = 2) -> None:
-        self.rng = random.Random(seed)
+    def __init__(self, seed: int, faults: Faults, rng: random.Random) -> None:
+        self.rng = rng
         self.faults = faults
-        self.outcome = Outcome(seed=seed)
+        hosts, guests, moves = rng.randint(*HOSTS), rng.randint(*GUESTS), rng.randint(*MOVES)
+        self.outcome = Outcome(seed=seed, hosts=hosts, guests=guests)
         self.names = [f"host-{number}" for number in range(hosts)]
         self.hosts = {name: FakeHypervisor(self, name) for name in self.names}
         self.files: dict[str, bytes] = {}
@@ -547,9 +571,10 @@ class World:
                 return MessageChannel(near, SESSION_SCHEMA)
 
             async def pull_levers() -> None:
-                await self._pull_levers(move, source_task)
+                await self._pull_levers(move)
 
             tasks.start_soon(pull_levers)
+            tasks.start_soon(self._kill, move, source_task)
             session = CallSession(
                 dial,
                 SCHEMA,
@@ -593,7 +618,7 @@ class World:
         link.mend()
         return report
 
-    async def _pull_levers(self, move: _Move, source_task: anyio.CancelScope) -> None:
+    async def _pull_levers(self, move: _Move) -> None:
         rng, controls = self.rng, move.controls
         while self.happens(self.faults.levers):
             await anyio.sleep(rng.expovariate(1 / 10))
@@ -614,8 +639,10 @@ class World:
                             controls.cancel()
             except SetupRefused as exc:
                 self._tell(f"refused: {exc}")
+
+    async def _kill(self, move: _Move, source_task: anyio.CancelScope) -> None:
         if self.happens(self.faults.killed_sources):
-            await anyio.sleep(rng.uniform(0, 20))
+            await anyio.sleep(self.rng.expovariate(1 / 3))
             self._tell(f"the source's task of {move.migration_id} is cancelled")
             source_task.cancel()
 

@@ -82,6 +82,8 @@ class MappedRam:
             self._is_huge = linux.fs_magic(self._fd) == linux.HUGETLBFS_MAGIC
             self._can_map = not self._is_huge and _is_sealed_against_shrinking(self._fd)
             self._mapping = mmap.mmap(self._fd, layout.total_bytes)
+            # Neither a guest's secrets nor its size belong into a core of this process.
+            self._mapping.madvise(mmap.MADV_DONTDUMP)
         except BaseException:
             os.close(self._fd)
             raise

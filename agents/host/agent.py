@@ -24,6 +24,7 @@ from anyio.streams.tls import TLSStream
 
 from agents import pki
 from agents.api import CONTROL_SCHEMA, HostView
+from agents.capabilities import keep_from_children
 from agents.config import EventLoop, Settings
 from agents.host.control import ControlService
 from agents.host.data import DataListener
@@ -39,6 +40,7 @@ from agents.hypervisors.qemu.allowed import qemu_host
 from agents.hypervisors.qemu.driver import QemuHypervisor
 from agents.logs import get_logger, log_event
 from agents.metrics import CONTENT_TYPE, AgentMetrics
+from agents.secrecy import leave_no_core
 from agents.storage import SharedDirs
 from agents.version import VERSION
 from migrate.ports import Hypervisor
@@ -248,6 +250,8 @@ class HostAgent:
 def run_agent(settings: Settings) -> None:
     """Run an agent on the configured event loop until a signal ends it."""
     settle()
+    keep_from_children()
+    leave_no_core()
     agent = HostAgent(settings)
 
     async def main() -> None:

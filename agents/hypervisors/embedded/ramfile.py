@@ -35,6 +35,7 @@ class RamFile:
             raise GuestGone(f"this host cannot make {ram_bytes} bytes of guest RAM: {exc}") from exc
         try:
             self._mapping = mmap.mmap(self.fd, ram_bytes)
+            self._mapping.madvise(mmap.MADV_DONTDUMP)
         except (OSError, ValueError) as exc:
             os.close(self.fd)
             raise GuestGone(f"this host cannot map {ram_bytes} bytes of guest RAM: {exc}") from exc

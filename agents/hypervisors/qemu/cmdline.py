@@ -30,7 +30,8 @@ class HostPaths:
 def argv_of(spec: QemuSpec, host: HostPaths, *, is_incoming: bool) -> list[str]:
     """Give the arguments of one machine; with `is_incoming`, of an empty one that waits for its state."""
     argv = [str(host.binary), "-name", f"guest={spec.name}", "-uuid", spec.guest_id]
-    machine = f"{spec.machine},accel={spec.accel}"
+    # Its RAM stays out of its core: what a guest knows is nobody's to read in a crash report.
+    machine = f"{spec.machine},accel={spec.accel},dump-guest-core=off"
     if spec.memories[0].node == -1:
         machine += f",memory-backend={spec.memories[0].name}"
     argv += ["-machine", machine, "-cpu", spec.cpu, "-smp", str(spec.vcpus), "-m", f"{spec.ram_bytes >> 20}M"]

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from agents.capabilities import handed_down
 from agents.hypervisors.qemu.errors import InjectionFailed
 from agents.hypervisors.qemu.processmap import threads_to_trace
 from memory.dirty import TrackedArea, probe_kernel
@@ -58,14 +59,17 @@ def _steal(pid: int, tid: int) -> tuple[int | None, str]:
     with ours, theirs:
         command = [sys.executable, "-I", "-S", str(_STEALER), str(pid), str(tid), str(theirs.fileno())]
         # A session of its own, and never killed: see the law of `stealer`. It ends by itself, at the latest after 2 s.
-        with subprocess.Popen(
-            command,
-            pass_fds=(theirs.fileno(),),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        ) as child:
+        with (
+            handed_down(),
+            subprocess.Popen(
+                command,
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            ) as child,
+        ):
             theirs.close()
             if not select.select([ours], [], [], STEAL_TIMEOUT_S)[0]:
                 return None, f"no answer within {STEAL_TIMEOUT_S:g} s"

@@ -7,6 +7,8 @@ than a thousand pieces alike, the pre-copy is cut at every sixteenth piece only,
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from functools import partial
 
 import anyio
@@ -16,7 +18,7 @@ from agents.demo.qemu import find_qemu
 from agents.testguest.image import KernelMissing, find_kernel
 from tests.reliability.kills import Role, try_kills
 from tests.reliability.links import LAST_PIECES, try_black_holes, try_cuts
-from tests.reliability.stage import Kind
+from tests.reliability.stage import Kind, Tally
 
 QUESTION = "What becomes of a guest when things fail, all the way through real moves?"
 
@@ -32,23 +34,27 @@ def run(smoke: bool) -> dict[str, object]:
     kinds = [Kind.EMBEDDED] if smoke or not _has_qemu() else list(Kind)
     for kind in kinds:
         for loop in LOOPS[:1] if smoke else LOOPS:
-            figures |= _tried(kind, loop, smoke)
+            figures |= dict(_tried(kind, loop, smoke))
     return figures
 
 
-def _tried(kind: Kind, loop: str, smoke: bool) -> dict[str, object]:
+def _tried(kind: Kind, loop: str, smoke: bool) -> Iterator[tuple[str, object]]:
     cuts_every, holes_every = (SMOKE_EVERY, SMOKE_EVERY) if smoke else EVERY[kind]
     last = 2 if smoke else LAST_PIECES
     name = f"{kind}_{loop}"
     cuts = anyio.run(partial(try_cuts, kind, loop, every=cuts_every, last=last))
-    figures = cuts.figures(f"cuts_{name}")
+    yield from _shown(f"cuts_{name}", cuts)
     holes = anyio.run(partial(try_black_holes, kind, loop, every=holes_every, last=last))
-    figures |= holes.figures(f"black_holes_{name}")
+    yield from _shown(f"black_holes_{name}", holes)
     for role in Role:
         kills, died_at = anyio.run(partial(try_kills, kind, loop, role, every=8 if smoke else 1))
-        figures |= kills.figures(f"kills_of_{role}_{name}")
-        figures[f"kills_of_{role}_{name}_at"] = ", ".join(died_at)
-    return figures
+        yield from _shown(f"kills_of_{role}_{name}", kills)
+        yield f"kills_of_{role}_{name}_at", ", ".join(died_at)
+
+
+def _shown(name: str, tally: Tally) -> Iterator[tuple[str, object]]:
+    print(f"{name}: {tally}", file=sys.stderr, flush=True)
+    yield from tally.figures(name).items()
 
 
 def _has_qemu() -> bool:

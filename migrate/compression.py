@@ -9,14 +9,15 @@ doubles what a slow link carries and cuts what two busy hosts do on a fast one b
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
 __all__ = ["ARM_BYTES", "Compression", "CompressionChooser"]
 
 ZSTD_LEVEL: Final = 1  # level 3 costs half the speed for 5 % of the bytes on guest RAM
-# Page bytes of one trial: four windows of the default size, so that what is measured is the way through the
-# window and not into it. 24 ms on a fast link, 1.3 s at 100 Mbit/s.
+# Page bytes of one trial that the peer has acknowledged: 24 ms on a fast link, 1.3 s at 100 Mbit/s.
 ARM_BYTES: Final = 16 << 20
 # Trials between which the better way is used; doubled each time it proves to be the better one again.
 FIRST_STRETCH_ARMS: Final = 32
@@ -33,21 +34,39 @@ class Compression(StrEnum):
     ZSTD = "zstd"
 
 
+@dataclass(slots=True, kw_only=True)
+class _Arm:
+    """What goes one way. `given` is all that was given before it; `seen_acked` its bytes where its time begins."""
+
+    given: int
+    page_bytes: int = 0
+    payload_bytes: int = 0
+    seen_acked: int | None = None
+    took_s: float = 0.0
+
+
 class CompressionChooser:
     """Chooses raw or zstd for each batch. Safe to call from several worker threads.
 
     Sending is cut into arms of ARM_BYTES of pages. The first goes raw, the second zstd, then the better way
     for a stretch, then one arm the other way again, and so on. Time between rounds does not count.
+
+    An arm's speed is that of its own acknowledged bytes, from the first of them on: what is given only fills the
+    window at first, as fast as memory is copied, and then waits for the bytes of the arm before it.
+
+    Args:
+        acked: bytes of payload that the peer has, of all that were given; from any thread.
     """
 
-    def __init__(self, compression: Compression) -> None:
+    def __init__(self, compression: Compression, acked: Callable[[], int]) -> None:
         self._compression = compression
+        self._acked = acked
         self._lock = threading.Lock()
         self._is_zstd = compression is Compression.ZSTD
         self._better_is_zstd = False
         self._rates: dict[bool, float] = {}
-        self._arm_bytes = 0
-        self._arm_s = 0.0
+        self._given = 0
+        self._arm = _Arm(given=0)
         self._seen_s: float | None = None
         self._stretch_arms = FIRST_STRETCH_ARMS
         self._arms_left = 0
@@ -67,18 +86,28 @@ class CompressionChooser:
             self._pass_time(now_s)
             self._seen_s = None
 
-    def gave(self, page_bytes: int, now_s: float) -> None:
-        """A worker has made a batch of so many bytes of pages that are not zero."""
+    def gave(self, page_bytes: int, payload_bytes: int, now_s: float) -> None:
+        """A worker has made a payload with so many bytes of pages that are not zero."""
         with self._lock:
             self._pass_time(now_s)
-            self._arm_bytes += page_bytes
-            if self._compression is Compression.AUTO and self._arm_bytes >= ARM_BYTES and self._arm_s > 0:
-                self._end_arm(self._arm_bytes / self._arm_s)
-                self._arm_bytes, self._arm_s = 0, 0.0
+            arm = self._arm
+            self._given += payload_bytes
+            arm.page_bytes += page_bytes
+            arm.payload_bytes += payload_bytes
+            acked = self._acked() - arm.given
+            if acked <= 0 or arm.seen_acked is None:
+                # Bytes of the arm before are still under way, or the first of this one have just arrived.
+                arm.seen_acked = acked if acked > 0 else None
+                arm.took_s = 0.0
+                return
+            moved = (acked - arm.seen_acked) * arm.page_bytes / arm.payload_bytes
+            if self._compression is Compression.AUTO and moved >= ARM_BYTES and arm.took_s > 0:
+                self._end_arm(moved / arm.took_s)
+                self._arm = _Arm(given=self._given)
 
     def _pass_time(self, now_s: float) -> None:
         if self._seen_s is not None and now_s > self._seen_s:
-            self._arm_s += now_s - self._seen_s
+            self._arm.took_s += now_s - self._seen_s
             self._seen_s = now_s
 
     def _end_arm(self, bytes_per_s: float) -> None:

@@ -108,7 +108,8 @@ class PageProducer:
             raw_bytes=stats.data_payload_bytes if stats.raw_pages else 0,
             zstd_bytes=stats.data_payload_bytes if stats.zstd_pages else 0,
         )
-        self._chooser.gave((stats.raw_pages + stats.zstd_pages) * PAGE_BYTES, self._clock())
+        page_bytes = (stats.raw_pages + stats.zstd_pages) * PAGE_BYTES
+        self._chooser.gave(page_bytes, stats.payload_bytes, self._clock())
         with self._lock:
             self._counts += counts
 

@@ -216,7 +216,7 @@ class OutgoingMigration:
         sender = await ports.open_sender(prepared, secret)
         self._undo.push("the data connections", sender.aclose)
         self._controls.attach_sender(sender)
-        chooser = CompressionChooser(settings.compression)
+        chooser = CompressionChooser(settings.compression, lambda: sender.acked_payload_bytes)
         self._copier = Copier(guest, sender, chooser, digest_key, ports.clock)
         return self._copier
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from migrate.compression import (
     ARM_BYTES,
     FIRST_STRETCH_ARMS,
@@ -8,68 +10,105 @@ from migrate.compression import (
     CompressionChooser,
 )
 
+BATCH_BYTES = 1 << 20
+MEMORY_PER_S = 4e9
+
 
 class Link:
-    """Sends arms over a link that carries so much raw and so much compressed, and notes how each went."""
+    """A link with a window: what is given fills it at once, and is acknowledged as fast as the link carries it."""
 
-    def __init__(self, chooser: CompressionChooser, raw_per_s: float, zstd_per_s: float) -> None:
-        self.chooser = chooser
-        self.raw_per_s = raw_per_s
+    def __init__(
+        self, wire_per_s: float, zstd_per_s: float, *, ratio: float = 2.2, window: int = 4 << 20
+    ) -> None:
+        self.chooser = CompressionChooser(Compression.AUTO, self.acked)
+        self.wire_per_s = wire_per_s
         self.zstd_per_s = zstd_per_s
+        self.ratio = ratio
+        self.window = window
         self.now_s = 0.0
-        self.arms: list[bool] = []
+        self.given = 0
+        # (when it is acknowledged, how many bytes of payload)
+        self.under_way: list[tuple[float, int]] = []
 
-    def send(self, arms: int) -> list[bool]:
-        """Give, for each arm, whether it went compressed."""
+    def acked(self) -> int:
+        self.under_way = [one for one in self.under_way if one[0] > self.now_s]
+        return self.given - sum(size for _, size in self.under_way)
+
+    def send(self, arms: float) -> list[bool]:
+        """Send a round of so many arms; give, for each batch, whether it went compressed."""
         sent = []
         self.chooser.began(self.now_s)
-        for _ in range(arms):
+        for _ in range(int(arms * ARM_BYTES // BATCH_BYTES)):
+            while self.given - self.acked() >= self.window:
+                self.now_s = self.under_way[0][0]
             is_zstd = self.chooser.level() == ZSTD_LEVEL
-            self.now_s += ARM_BYTES / (self.zstd_per_s if is_zstd else self.raw_per_s)
-            self.chooser.gave(ARM_BYTES, self.now_s)
+            self.now_s += BATCH_BYTES / (self.zstd_per_s if is_zstd else MEMORY_PER_S)
+            size = int(BATCH_BYTES / self.ratio) if is_zstd else BATCH_BYTES
+            begins_s = max(self.under_way[-1][0], self.now_s) if self.under_way else self.now_s
+            self.under_way.append((begins_s + size / self.wire_per_s, size))
+            self.given += size
+            self.chooser.gave(BATCH_BYTES, size, self.now_s)
             sent.append(is_zstd)
+        if self.under_way:
+            self.now_s = max(self.now_s, self.under_way[-1][0])
         self.chooser.ended(self.now_s)
         return sent
 
 
-def test_the_configuration_has_the_last_word() -> None:
-    assert not any(Link(CompressionChooser(Compression.OFF), 1e6, 1e9).send(100))
-    assert all(Link(CompressionChooser(Compression.ZSTD), 1e9, 1e6).send(100))
+FAST, SLOW = (2e9, 0.5e9), (50e6, 1e9)
+ARM = ARM_BYTES // BATCH_BYTES
+
+
+@pytest.mark.parametrize(("compression", "all_zstd"), [(Compression.OFF, False), (Compression.ZSTD, True)])
+def test_the_configuration_has_the_last_word(compression: Compression, all_zstd: bool) -> None:
+    link = Link(*(SLOW if compression is Compression.OFF else FAST))
+    link.chooser = CompressionChooser(compression, link.acked)
+    assert set(link.send(100)) == {all_zstd}
 
 
 def test_both_ways_are_tried_and_a_fast_link_goes_on_raw() -> None:
-    sent = Link(CompressionChooser(Compression.AUTO), 2e9, 0.5e9).send(FIRST_STRETCH_ARMS)
-    assert sent[:2] == [False, True]
-    assert not any(sent[2:])
+    sent = Link(*FAST).send(FIRST_STRETCH_ARMS)
+    assert any(sent[: 4 * ARM])
+    assert not any(sent[4 * ARM :])
 
 
 def test_a_slow_link_goes_on_compressed() -> None:
-    sent = Link(CompressionChooser(Compression.AUTO), 50e6, 110e6).send(FIRST_STRETCH_ARMS)
-    assert sent[0] is False
-    assert all(sent[1:])
+    sent = Link(*SLOW).send(FIRST_STRETCH_ARMS)
+    assert not any(sent[:ARM])
+    assert all(sent[2 * ARM :])
+
+
+@pytest.mark.parametrize("window", [4 << 20, 16 << 20, 64 << 20])
+@pytest.mark.parametrize("round_arms", [1.3, 4, 20])
+def test_bytes_that_only_filled_the_window_are_no_speed(window: int, round_arms: float) -> None:
+    # 1 Gbit/s. What fills the window is taken at once: raw pages seemed as fast as memory, and the zstd pages after
+    # them as slow as the raw ones that they waited for.
+    link = Link(118e6, 0.4e9, window=window)
+    for _ in range(int(24 / round_arms) + 1):
+        sent = link.send(round_arms)
+    assert all(sent)
 
 
 def test_no_clear_gain_is_no_reason_to_compress() -> None:
-    sent = Link(CompressionChooser(Compression.AUTO), 100e6, 109e6).send(FIRST_STRETCH_ARMS)
-    assert not any(sent[2:])
+    sent = Link(100e6, 1e9, ratio=1.05).send(FIRST_STRETCH_ARMS)
+    assert not any(sent[4 * ARM :])
 
 
 def test_trials_become_rarer_while_they_bring_nothing() -> None:
-    sent = Link(CompressionChooser(Compression.AUTO), 2e9, 0.5e9).send(1000)
-    assert 3 <= sent.count(True) <= 6
+    sent = Link(*FAST).send(1000)
+    assert 3 <= sent.count(True) / ARM <= 9
 
 
 def test_a_link_that_became_slow_is_noticed_at_the_next_trial() -> None:
-    link = Link(CompressionChooser(Compression.AUTO), 2e9, 0.5e9)
+    link = Link(*FAST)
     link.send(10)
-    link.raw_per_s, link.zstd_per_s = 50e6, 110e6
+    link.wire_per_s, link.zstd_per_s = SLOW
     sent = link.send(200)
-    assert sent[-50:].count(True) >= 48
+    assert sent[-50 * ARM :].count(True) >= 48 * ARM
 
 
 def test_time_between_rounds_does_not_count() -> None:
-    chooser = CompressionChooser(Compression.AUTO)
-    link = Link(chooser, 50e6, 110e6)
+    link = Link(*SLOW)
     for _ in range(10):
         link.send(1)
         link.now_s += 100.0
@@ -77,8 +116,8 @@ def test_time_between_rounds_does_not_count() -> None:
 
 
 def test_a_clock_that_stands_still_teaches_nothing() -> None:
-    chooser = CompressionChooser(Compression.AUTO)
+    chooser = CompressionChooser(Compression.AUTO, lambda: 10 * ARM_BYTES)
     chooser.began(1.0)
-    chooser.gave(ARM_BYTES, 1.0)
-    chooser.gave(ARM_BYTES, 0.5)
+    chooser.gave(ARM_BYTES, ARM_BYTES, 1.0)
+    chooser.gave(ARM_BYTES, ARM_BYTES, 0.5)
     assert chooser.level() is None

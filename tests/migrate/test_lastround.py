@@ -27,7 +27,7 @@ def pages_of(ram: ArrayRam) -> PageProducer:
     return PageProducer(
         ram=ram,
         runs=whole(PAGES),
-        chooser=CompressionChooser(Compression.OFF),
+        chooser=CompressionChooser(Compression.OFF, int),
         encoders=Pool(lambda: BatchEncoder(None)),
         clock=time.monotonic,
     )

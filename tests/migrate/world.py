@@ -365,6 +365,7 @@ class InMemorySender:
 
     def __init__(self, consumer: PayloadConsumer, fuse: Fuse, bytes_per_s: float | None = None) -> None:
         self.wire_bytes = 0
+        self.acked_payload_bytes = 0
         self.resent_bytes = 0
         self.link_breaks = 0
         self.is_closed = False
@@ -392,6 +393,7 @@ class InMemorySender:
                     self._consumer(self._buffer[:size])
             self._consumer(self._buffer[:size])
             self.wire_bytes += size
+            self.acked_payload_bytes += size
             await anyio.sleep(size / self._bytes_per_s if self._bytes_per_s else 0)
 
     def stall(self) -> None:

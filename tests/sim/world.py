@@ -160,6 +160,7 @@ class SimSender:
 
     def __init__(self, consumer: PayloadConsumer, link: Link, bytes_per_s: float, rng: random.Random) -> None:
         self.wire_bytes = 0
+        self.acked_payload_bytes = 0
         self.resent_bytes = 0
         self.link_breaks = 0
         self.send_wait_s = 0.0
@@ -196,6 +197,7 @@ class SimSender:
                     if self._rng.random() < 0.5:
                         self._consumer(self._buffer[:size])
             self._consumer(self._buffer[:size])
+            self.acked_payload_bytes += size
 
     def more_to_send(self) -> None:
         self._more.set()

@@ -22,6 +22,7 @@ from memory.errors import RamError
 from memory.layout import PAGE_BYTES
 from memory.runs import pages_in
 from migrate.devicestate import StagedState, StateInvalid
+from migrate.doubt import record_that_it_runs
 from migrate.errors import (
     GuestRefused,
     JournalFailed,
@@ -337,7 +338,7 @@ class IncomingMigration:
         try:
             standing = await self._ports.storage.claim(self._directory, wanted)
         except (StorageFailed, RecordInvalid) as exc:
-            self._advance(Event.FAULT, f"nobody knows whether the claim was recorded: {exc}")
+            await self._doubt(f"nobody knows whether the claim was recorded: {exc}")
             raise PeerRefused("in-doubt", str(exc)) from exc
         if standing != wanted:
             return await self._give_way(f"generation {standing.generation} belongs to {standing.owner}")
@@ -358,19 +359,19 @@ class IncomingMigration:
             try:
                 await self._ports.storage.claim(self._directory, returned)
             except (StorageFailed, RecordInvalid) as failure:
-                self._advance(Event.FAULT, f"the guest did not start and could not be given back: {failure}")
+                await self._doubt(f"the guest did not start and could not be given back: {failure}")
                 raise PeerRefused("in-doubt", str(failure)) from failure
             return await self._give_way(f"the guest did not start: {exc}")
         except Exception as exc:
             # The hypervisor gave no clear answer: the guest may run. It is ours, and nobody else may touch it.
-            self._advance(Event.FAULT, f"nobody knows whether the guest started: {exc}")
+            await self._doubt(f"nobody knows whether the guest started: {exc}")
             raise PeerRefused("in-doubt", str(exc)) from exc
         resume_s = time.perf_counter() - started_s
         self._advance(Event.RUNNING, f"generation {owned.generation} is ours")
         return Running(claim_s=claim_s, resume_s=resume_s)
 
     async def finish(self) -> None:
-        """After the answer to COMMIT has left: close the data connections and the journal."""
+        """After the answer to COMMIT has left: say on the storage that the guest runs, and let go of everything."""
         if self.phase is not Phase.COMPLETE or self._receiver is None:
             return
         receiver, self._receiver = self._receiver, None
@@ -380,8 +381,18 @@ class IncomingMigration:
             # The session stays for a source that asks again; its buffers and tables go now.
             self._undo.forget()
             del self._incoming, self._digest, self._state
+            await record_that_it_runs(self._ports.storage, self._directory, self._wanted)
             await self._ports.journal.append("complete")
             await self._ports.storage.tidy(self._directory, self.guest_id)
+
+    async def _doubt(self, because: str) -> None:
+        """The machine stays as it is; only the hands are taken off it, for whoever settles this."""
+        self._advance(Event.FAULT, because)
+        receiver, self._receiver = self._receiver, None
+        if receiver is not None:
+            await receiver.aclose()
+        await self._incoming.release()
+        self._undo.forget()
 
     async def _give_way(self, because: str) -> CommitRefused:
         self._advance(Event.SOURCE_OWNS, because)

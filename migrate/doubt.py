@@ -10,14 +10,18 @@ from typing import Final
 import anyio
 
 from migrate.errors import InDoubt, StorageFailed
-from migrate.ownership import Ownership, RecordInvalid, Verdict, verdict_for_source
+from migrate.ownership import Ownership, RecordInvalid, Verdict, next_generation, verdict_for_source
 from migrate.ports import SharedStorage
 
-__all__ = ["CLAIM_ATTEMPTS", "CLAIM_PAUSE_S", "settle"]
+__all__ = ["CLAIM_ATTEMPTS", "CLAIM_PAUSE_S", "record_that_it_runs", "settle"]
 
 # A storage server that fails over takes some seconds; longer outages are for `vmferry resolve`.
 CLAIM_ATTEMPTS: Final = 5
 CLAIM_PAUSE_S: Final = 1.0
+
+
+class _NotSaid(Exception):
+    """The destination's claim stands, and nothing after it."""
 
 
 async def settle(storage: SharedStorage, directory: str, claim: Ownership) -> Verdict:
@@ -29,10 +33,11 @@ async def settle(storage: SharedStorage, directory: str, claim: Ownership) -> Ve
         claim: generation N+1 for the source, of the migration in doubt.
 
     Returns:
-        SOURCE: the source owns it and may run it. DESTINATION: it must never run this copy again.
+        SOURCE: the source owns it and may run it. DESTINATION: it runs there, or has; this copy must never run again.
 
     Raises:
-        InDoubt: the storage gave no answer that can be relied on; the guest stays stopped.
+        InDoubt: the storage gave no answer that can be relied on, or the destination has taken the guest and has not
+            said that it runs: the guest stays stopped, and its copy here stays.
     """
     failure: Exception | None = None
     for attempt in range(CLAIM_ATTEMPTS):
@@ -44,12 +49,36 @@ async def settle(storage: SharedStorage, directory: str, claim: Ownership) -> Ve
             failure = exc
             continue
         verdict = verdict_for_source(standing, claim)
-        if verdict is not Verdict.UNDECIDED:
+        if verdict in (Verdict.SOURCE, Verdict.DESTINATION):
             return verdict
+        if verdict is Verdict.TAKEN:
+            failure = _NotSaid(f"{standing.owner} has taken the guest, and has not said that it runs there")
+            continue
         failure = StorageFailed(
             f"{directory} shows generation {standing.generation} after {claim.generation} was made"
+        )
+    if isinstance(failure, _NotSaid):
+        raise InDoubt(
+            f"{failure}. The stopped copy here stays: it may be the last one. It is settled as soon as the agent of "
+            "that host is back; `vmferry resolve` tells more"
         )
     raise InDoubt(
         f"the ownership record in {directory} could not be read or made: {failure}. The guest stays stopped here; "
         "when the storage answers again, run `vmferry resolve`"
     ) from failure
+
+
+async def record_that_it_runs(storage: SharedStorage, directory: str, claim: Ownership) -> bool:
+    """Say, after the claim, that the guest runs here: from then on a source in doubt may end its stopped copy.
+
+    False: the storage did not take it. Nothing is lost by that: the source's copy stays until somebody resolves.
+    """
+    word = next_generation(claim, claim.owner, claim.migration_id)
+    for attempt in range(CLAIM_ATTEMPTS):
+        if attempt:
+            await anyio.sleep(CLAIM_PAUSE_S)
+        try:
+            return await storage.claim(directory, word) == word
+        except (StorageFailed, RecordInvalid):
+            continue
+    return False

@@ -3,6 +3,10 @@
 Law: pure. A record is made by an atomic create-if-absent, so of all who want generation N+1 exactly one gets
 it; whoever has the highest generation may run the guest, nobody else.
 
+A destination says in two records how a move went: N+1 in its own name, the claim, and then N+2, in its own name when
+the guest runs there, or in the source's when it could not and the guest is given back. Between the two a source that
+has heard nothing keeps its stopped copy: it may be the only one.
+
 Safety theorem: a host lets a guest run only (a) as it did before the migration, while it has not said COMMIT,
 or (b) after its own record was created. Both ends want the same N+1, so never two.
 """
@@ -50,6 +54,7 @@ class Verdict(StrEnum):
     """What the records say to a source that does not know whether its COMMIT was obeyed."""
 
     SOURCE = "source"
+    TAKEN = "taken"  # by the destination, which has not said yet whether it runs
     DESTINATION = "destination"
     UNDECIDED = "undecided"
 
@@ -75,6 +80,8 @@ def verdict_for_source(latest: Ownership | None, claim: Ownership) -> Verdict:
         return Verdict.UNDECIDED
     if (latest.owner, latest.migration_id) == (claim.owner, claim.migration_id):
         return Verdict.SOURCE
+    if (latest.generation, latest.migration_id) == (claim.generation, claim.migration_id):
+        return Verdict.TAKEN
     return Verdict.DESTINATION
 
 

@@ -166,6 +166,7 @@ class HostAgent:
                 services.start_soon(data.serve)
                 services.start_soon(serve_pages, pages, {"/metrics": self._figures, "/healthz": self._health})
                 services.start_soon(incoming.watch)
+                services.start_soon(recovery.keep_settling)
                 services.start_soon(self._tick)
                 control_port, metrics_port = _port(control), _port(pages)
                 log_event(

@@ -227,6 +227,10 @@ class JobTable:
         """Give the jobs of one direction that a procedure works on."""
         return [job for job in self if job.is_outgoing is is_outgoing and not job.has_ended]
 
+    def in_doubt(self) -> list[Job]:
+        """Give the jobs that no procedure works on and whose guest nobody is sure of."""
+        return [job for job in self if job.phase is Phase.IN_DOUBT and job.has_ended]
+
     def of_guest(self, guest_id: str) -> Job | None:
         """Give the job that holds this guest, if one does: running, or in doubt."""
         for job in self:

@@ -10,6 +10,7 @@ import contextlib
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 import anyio
 import anyio.to_thread
@@ -22,7 +23,7 @@ from agents.host.parts import HostParts
 from agents.journal import JournalEntry, JournalFile, list_open, read_journal
 from agents.logs import get_logger, log_event
 from migrate.controls import Controls
-from migrate.doubt import settle
+from migrate.doubt import record_that_it_runs, settle
 from migrate.errors import GuestUnknown, InDoubt, JournalFailed, MigrationError, SetupRefused, StorageFailed
 from migrate.ownership import Ownership, RecordInvalid, Verdict, verdict_for_source
 from migrate.phases import TERMINAL, Phase
@@ -32,6 +33,9 @@ from migrate.ports import IncomingGuest, RunningGuest
 __all__ = ["Recovery"]
 
 _log = get_logger(__name__)
+
+# A restarted agent is there after a second, a storage server that failed over after some.
+SETTLE_EVERY_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +117,16 @@ class Recovery:
             if job.phase is Phase.ROLLED_BACK and (again := unfinished.again()) is not None:
                 go_on.append(again)
         return go_on
+
+    async def keep_settling(self) -> None:
+        """Ask the record of every job in doubt again and again, until the storage and the other host have answered."""
+        while True:
+            await anyio.sleep(SETTLE_EVERY_S)
+            for job in self._host.jobs.in_doubt():
+                try:
+                    await self.resolve(job, act=True)
+                except (MigrationError, RecordInvalid, JournalFailed, JournalCorrupt) as exc:
+                    log_event(_log, logging.DEBUG, "migration still in doubt", job=job.job_id, cause=str(exc))
 
     async def resolve(self, job: Job, *, act: bool) -> Resolution:
         """Tell what is known of a job in doubt; with `act`, ask the record and obey it.
@@ -217,15 +231,20 @@ class Recovery:
         """The guest is ours only if we recorded our claim; nothing is claimed now."""
         latest = await self._host.storage.latest(unfinished.ownership_dir, unfinished.guest_id)
         incoming = await self._left_incoming(unfinished.guest_id)
-        if latest == unfinished.claim:
+        if latest is not None and _is_ours(latest, unfinished.claim):
             guest = incoming or await self._running(unfinished.guest_id)
             if guest is None:
                 raise InDoubt(
                     f"{unfinished.guest_name} belongs to this host by generation {latest.generation} and is not here: "
-                    f"it ended, or was never started. The stopped copy on {unfinished.peer} is the last that is known"
+                    + (
+                        f"it never said that it ran. The stopped copy on {unfinished.peer} may be the last one"
+                        if latest == unfinished.claim
+                        else "it ran here, and has ended since"
+                    )
                 )
             await guest.resume()
             await guest.release()
+            await record_that_it_runs(self._host.storage, unfinished.ownership_dir, unfinished.claim)
             job.resolved(Phase.COMPLETE, "the ownership record is ours, and the guest runs here")
         else:
             if incoming is not None:
@@ -274,10 +293,12 @@ class Recovery:
             verdict = {
                 Verdict.SOURCE: f"the guest belongs to {here}: --act lets the stopped copy here run on",
                 Verdict.DESTINATION: f"the guest belongs to {peer}: --act ends the stopped copy here",
+                Verdict.TAKEN: f"{peer} has taken the guest and has not said that it runs: the stopped copy here may "
+                f"be the last one, and stays. It is settled as soon as the agent on {peer} is back",
                 Verdict.UNDECIDED: f"nobody has taken generation {claim.generation} yet: --act takes it for {here}, "
                 f"and from then on {peer} can no longer run the guest",
             }[verdict_for_source(latest, claim)]
-        elif latest == claim:
+        elif latest is not None and _is_ours(latest, claim):
             verdict = f"the guest belongs to {here}: --act runs it if it is still here"
         else:
             verdict = f"{here} did not take the guest over: --act ends the empty copy here"
@@ -295,3 +316,11 @@ class Recovery:
             runs_on=runs_on,
             is_resolved=job.phase in TERMINAL,
         )
+
+
+def _is_ours(latest: Ownership, claim: Ownership) -> bool:
+    """Tell whether the newest record is this claim, or what its owner said after it."""
+    return latest.generation >= claim.generation and (latest.owner, latest.migration_id) == (
+        claim.owner,
+        claim.migration_id,
+    )

@@ -83,7 +83,10 @@ def test_nobody_has_claimed_yet() -> None:
 def test_whoever_made_the_claim_owns_the_guest() -> None:
     assert verdict_for_source(CLAIM, CLAIM) is Verdict.SOURCE
     theirs = next_generation(OWNED, "host-b", "m2")
-    assert verdict_for_source(theirs, CLAIM) is Verdict.DESTINATION
+    assert verdict_for_source(theirs, CLAIM) is Verdict.TAKEN
+    assert verdict_for_source(next_generation(theirs, "host-b", "m2"), CLAIM) is Verdict.DESTINATION
+    another = next_generation(OWNED, "host-b", "m3")
+    assert verdict_for_source(another, CLAIM) is Verdict.DESTINATION
 
 
 def test_a_guest_that_was_given_back_belongs_to_the_source() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from memory.runs import Runs, intersect
-from migrate.errors import SetupRefused
+from migrate.errors import SetupRefused, StorageFailed
 from migrate.facts import CpuFacts
 from migrate.messages import Commit, Load
 from migrate.ownership import Ownership
@@ -56,7 +56,8 @@ async def test_the_guest_is_owned_by_the_destination_afterwards() -> None:
     world = World()
     await world.migrate()
     latest = world.storage.records[max(world.storage.records)]
-    assert (latest.generation, latest.owner) == (2, "b")
+    # The claim, and the word that it runs.
+    assert (latest.generation, latest.owner) == (3, "b")
 
 
 async def test_downtime_parts_add_up_and_none_is_negative() -> None:
@@ -272,6 +273,36 @@ async def test_a_link_that_breaks_while_the_guest_stands_still_is_not_waited_for
     assert world.runs_at("a")
 
 
+@pytest.mark.parametrize("comes_back", [True, False])
+async def test_a_guest_that_is_being_given_back_when_the_link_fails_keeps_its_copy_at_the_source(
+    monkeypatch: pytest.MonkeyPatch, comes_back: bool
+) -> None:
+    # The destination has claimed the guest, could not start it, and is about to give it back; the source hears nothing
+    # and looks at the record just then.
+    monkeypatch.setattr("migrate.doubt.CLAIM_PAUSE_S", 0.05)
+    world = World(outage_s=0.05)
+    world.destination_refuses_to_resume = True
+    storage = world.storages["b"]
+    claim = storage.claim
+
+    async def claim_slowly(directory: str, wanted: Ownership) -> Ownership:
+        if wanted.owner == "a":
+            world.link_is_down.set()
+            # Longer than the source waits before it looks, and then within its attempts or after all of them.
+            await anyio.sleep(0.2 if comes_back else 1.0)
+            if not comes_back:
+                raise StorageFailed("the storage is gone")
+        return await claim(directory, wanted)
+
+    monkeypatch.setattr(storage, "claim", claim_slowly)
+    with anyio.fail_after(10):
+        report = await world.migrate(call_timeout_s=0.5)
+    assert FACTS.guest_id in world.hosts["a"].by_id
+    assert report.phase is (Phase.ROLLED_BACK if comes_back else Phase.IN_DOUBT), report.error
+    assert world.runs_at("a") is comes_back
+    assert not world.runs_at("b")
+
+
 async def test_storage_that_fails_in_doubt_leaves_the_guest_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("migrate.doubt.CLAIM_PAUSE_S", 0.0)
     world = World()
@@ -290,8 +321,10 @@ async def test_a_claim_that_nobody_confirmed_is_never_acted_on_twice(kind: str) 
     world.storage.failing_claims = {"b": [kind]}
     report = await world.migrate()
     assert (True, True) not in world.history
-    # Not made: the source takes it. Made, but unconfirmed: it stands, and the destination is in doubt.
-    assert report.phase is (Phase.ROLLED_BACK if kind == "before" else Phase.COMPLETE)
+    # Not made: the source takes it. Made, but unconfirmed: it stands, and nobody knows whether the guest will run
+    # there; the stopped copy here is kept until the destination has said so.
+    assert report.phase is (Phase.ROLLED_BACK if kind == "before" else Phase.IN_DOUBT)
+    assert FACTS.guest_id in world.hosts["a"].by_id
     assert world.incoming.phase is Phase.IN_DOUBT
     assert world.runs_at("a") is (kind == "before")
 

@@ -25,7 +25,7 @@ from migrate.controls import Controls
 from migrate.destination import DestinationPorts, IncomingMigration
 from migrate.errors import GuestRefused, GuestUnknown, JournalFailed, StorageFailed
 from migrate.facts import BlockFacts, CpuFacts, DiskFacts, GuestFacts, HostFacts, Objection
-from migrate.messages import MESSAGES, Prepare, Prepared
+from migrate.messages import MESSAGES, Prepare, Prepared, Running
 from migrate.ownership import Ownership
 from migrate.phases import Phase
 from migrate.plan import Policy
@@ -486,6 +486,8 @@ class World:
 
     async def _handle(self, request: object) -> object:
         reply = await self.incoming.handle(request)
+        if isinstance(reply, Running):
+            await self.incoming.finish()
         if self.drops_replies_to is not None and isinstance(request, self.drops_replies_to):
             self.link_is_down.set()
             await anyio.sleep_forever()

@@ -26,7 +26,7 @@ from migrate.destination import DestinationPorts, IncomingMigration
 from migrate.doubt import settle
 from migrate.errors import InDoubt, SetupRefused, StorageFailed
 from migrate.facts import DiskFacts, GuestFacts
-from migrate.messages import Prepare, Prepared
+from migrate.messages import Prepare, Prepared, Running
 from migrate.ownership import Ownership, Verdict
 from migrate.phases import TERMINAL, Phase
 from migrate.plan import OnTimeout, Policy
@@ -547,6 +547,8 @@ class World:
                 self.destination_refuses_to_resume = self.happens(self.faults.refused_resumes)
                 self.spoils_ram = self.happens(self.faults.spoiled_ram)
                 reply = await move.incoming.handle(request)
+                if isinstance(reply, Running):
+                    await move.incoming.finish()
                 move.heard_at_s = anyio.current_time()
                 if self.happens(self.faults.lost_replies):
                     self._tell(f"the reply to {type(request).__name__} of {move.migration_id} is lost")

@@ -6,6 +6,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import anyio
+import anyio.lowlevel
 import pytest
 
 from agents.api import Move
@@ -105,8 +107,18 @@ def runs(guest: FakeGuest) -> bool:
     return guest.is_running
 
 
+def runs_at(owner: str) -> Ownership:
+    """What the destination of the move says after its claim: that the guest runs there, or is given back."""
+    return next_generation(claim_of(owner), owner, JOB)
+
+
 def claim_of(owner: str) -> Ownership:
     return next_generation(OWNED, owner, JOB)
+
+
+async def until_settled(job: Job) -> None:
+    while job.phase is Phase.IN_DOUBT:
+        await anyio.lowlevel.checkpoint()
 
 
 async def test_a_source_that_never_came_to_commit_lets_its_guest_run(tmp_path: Path) -> None:
@@ -134,12 +146,39 @@ async def test_a_source_in_doubt_ends_its_copy_of_a_guest_that_was_taken(tmp_pat
     here = Here(tmp_path, "host-a")
     here.journal("started", "commit-may-leave")
     await here.storage.claim(str(here.directory), claim_of("host-b"))
+    await here.storage.claim(str(here.directory), runs_at("host-b"))
     guest = here.guest()
     await here.recovery.take_up()
     assert here.job.phase is Phase.COMPLETE
     assert not guest.is_running
     assert here.hypervisor.by_id == {}
     assert here.open_journals == 0
+
+
+async def test_a_source_in_doubt_keeps_its_copy_until_the_destination_has_said_how_it_went(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("migrate.doubt.CLAIM_PAUSE_S", 0.0)
+    monkeypatch.setattr("agents.host.recovery.SETTLE_EVERY_S", 0.01)
+    here = Here(tmp_path, "host-a")
+    here.journal("started", "commit-may-leave")
+    await here.storage.claim(str(here.directory), claim_of("host-b"))
+    guest = here.guest()
+    await here.recovery.take_up()
+    # It may not have started there, and may be given back: this is then the last copy.
+    assert here.job.has_ended
+    assert not runs(guest)
+    assert "may be the last one" in (await here.recovery.resolve(here.job, act=False)).verdict
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(here.recovery.keep_settling)
+        await anyio.sleep(0.05)
+        assert not runs(guest)
+        await here.storage.claim(str(here.directory), runs_at("host-a"))
+        with anyio.fail_after(5):
+            await until_settled(here.job)
+        tasks.cancel_scope.cancel()
+    assert here.job.phase is Phase.ROLLED_BACK
+    assert runs(guest)
 
 
 async def test_storage_that_does_not_answer_leaves_a_job_that_resolve_settles(
@@ -180,6 +219,7 @@ async def test_a_destination_that_had_claimed_runs_the_guest(tmp_path: Path) -> 
     await here.recovery.take_up()
     assert here.job.phase is Phase.COMPLETE
     assert guest.is_running
+    assert await here.storage.latest(str(here.directory), FACTS.guest_id) == runs_at("host-b")
 
 
 async def test_a_destination_that_had_not_claimed_leaves_nothing(tmp_path: Path) -> None:
@@ -199,7 +239,7 @@ async def test_a_destination_whose_guest_is_gone_says_where_the_last_copy_is(tmp
     await here.storage.claim(str(here.directory), claim_of("host-b"))
     await here.recovery.take_up()
     assert here.job.phase is Phase.IN_DOUBT
-    with pytest.raises(InDoubt, match="The stopped copy on host-a is the last"):
+    with pytest.raises(InDoubt, match="The stopped copy on host-a may be the last one"):
         await here.recovery.resolve(here.job, act=True)
     told = await here.recovery.resolve(here.job, act=False)
     assert "the guest belongs to host-b" in told.verdict

@@ -28,7 +28,7 @@ def tiny_disk(folder: Path) -> Iterator[None]:
     """Mount a file system of a few pages on a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", folder], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=128k", "none", folder], capture_output=True, check=False
     )
     if mounted.returncode:
         pytest.skip("needs root, and a container that lets it mount a file system")

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -17,7 +18,8 @@ from types import MappingProxyType
 from typing import Final
 
 from agents import pki
-from agents.errors import ConfigInvalid
+from agents.authorization import RIGHTS_OF_ROLE, AccessPolicy, AccessRule, Right, is_identity
+from agents.errors import ConfigInvalid, SettingsError
 from agents.hypervisors.qemu.spec import Accel
 from agents.sections import (
     Endpoint,
@@ -36,7 +38,8 @@ from agents.sections import (
 )
 from migrate.compression import Compression
 from migrate.plan import OnTimeout
-from transport.limits import MAX_WINDOW_BYTES, MIN_DEAD_PEER_S, WINDOW_BYTES
+from transport.identity import Role
+from transport.limits import MAX_GUEST_NAME_CHARS, MAX_WINDOW_BYTES, MIN_DEAD_PEER_S, WINDOW_BYTES
 
 __all__ = [
     "AgentSettings",
@@ -67,6 +70,8 @@ MAX_CONNECTIONS: Final = 16
 # Two full records: with less, sealing and sending could not overlap. The largest is what a peer may ask for.
 MIN_WINDOW_BYTES: Final = 2 << 20
 DAY_S: Final = 86400.0
+# Names of operators and hosts, with wildcards.
+_NAME_PATTERN: Final = re.compile(r"[a-z0-9.*?-]{1,63}", re.ASCII)
 
 
 class EventLoop(StrEnum):
@@ -101,6 +106,7 @@ class AgentSettings:
     data_listen: Endpoint
     metrics_listen: Endpoint
     state_dir: Path
+    audit_log: Path
     log_level: LogLevel
     log_format: LogFormat
     event_loop: EventLoop
@@ -170,6 +176,7 @@ class Settings:
 
     agent: AgentSettings
     tls: TlsSettings
+    access: AccessPolicy
     peers: Mapping[str, Endpoint]
     shared_dirs: tuple[Path, ...]
     embedded: EmbeddedSettings | None
@@ -200,6 +207,7 @@ def load_settings(path: Path) -> Settings:
     settings = Settings(
         agent=agent,
         tls=_tls(root, base, pki.Role.AGENT, agent.name or None),
+        access=AccessPolicy(host=agent.name, rules=tuple(_rules(root))),
         peers=_addresses(root, "peers", own_name=agent.name),
         shared_dirs=_shared_dirs(root.section("storage"), base),
         embedded=_embedded(guests, base),
@@ -250,12 +258,14 @@ def default_connections() -> int:
 
 def _agent(section: Section, base: Path) -> AgentSettings:
     listening = endpoint(may_be_any_port=True)
+    state_dir = section.optional("state_dir", paths(base), Path("/var/lib/vmferry"))
     agent = AgentSettings(
         name=section.required("name", text, ""),
         listen=section.optional("listen", listening, Endpoint("0.0.0.0", 7700)),
         data_listen=section.optional("data_listen", listening, Endpoint("0.0.0.0", 7701)),
         metrics_listen=section.optional("metrics_listen", loopback, Endpoint("127.0.0.1", 7702)),
-        state_dir=section.optional("state_dir", paths(base), Path("/var/lib/vmferry")),
+        state_dir=state_dir,
+        audit_log=section.optional("audit_log", paths(base), state_dir / "audit.jsonl"),
         log_level=section.optional("log_level", choice(LogLevel), LogLevel.INFO),
         log_format=section.optional("log_format", choice(LogFormat), LogFormat.TEXT),
         event_loop=section.optional("event_loop", choice(EventLoop), EventLoop.ASYNCIO),
@@ -295,6 +305,59 @@ def _tls(root: Section, base: Path, role: pki.Role, name: str | None) -> TlsSett
             root.note("tls", problem)
     section.finish()
     return tls
+
+
+def _rules(root: Section) -> Iterator[AccessRule]:
+    for number, section in enumerate(root.tables("allow")):
+        nobody: tuple[str, ...] = ()
+        names = {role: section.optional(f"{role}s", _patterns, nobody) for role in Role}
+        named = [role for role in Role if f"{role}s" in section]
+        if len(named) != 1:
+            section.note("operators", "name either operators or agents, and not both; * is all of them")
+        role = named[0] if named else Role.OPERATOR
+        nothing: tuple[Right, ...] = ()
+        rule = AccessRule(
+            key=f"allow[{number}]",
+            role=role,
+            names=names[role],
+            may=frozenset(section.required("may", listed(choice(Right)), nothing)),
+            guests=section.optional("guests", _guest_patterns, ("*",)),
+            sources=section.optional("from", _patterns, ("*",)),
+            destinations=section.optional("to", _patterns, ("*",)),
+        )
+        if odd := sorted(rule.may - RIGHTS_OF_ROLE[role]):
+            listing = ", ".join(sorted(RIGHTS_OF_ROLE[role]))
+            section.note("may", f"{role}s may not {', '.join(odd)}; they can be given {listing}")
+        section.finish()
+        yield rule
+
+
+def _patterns(value: object) -> tuple[str, ...]:
+    """Read names of operators or hosts, with wildcards."""
+    names = _some(value)
+    for name in names:
+        if not _NAME_PATTERN.fullmatch(name):
+            raise SettingsError(f"{name[:80]!r} is no name: 1 to 63 of a-z 0-9 . - and the wildcards * and ?")
+    return names
+
+
+def _guest_patterns(value: object) -> tuple[str, ...]:
+    """Read names of guests with wildcards, and identities."""
+    names = _some(value)
+    for name in names:
+        if len(name) > MAX_GUEST_NAME_CHARS or "[" in name:
+            raise SettingsError(
+                f"{name[:80]!r} is no guest: a name of at most {MAX_GUEST_NAME_CHARS} characters with the wildcards "
+                "* and ?, or an identity"
+            )
+    return tuple(name.lower() if is_identity(name.lower()) else name for name in names)
+
+
+def _some(value: object) -> tuple[str, ...]:
+    names = listed(text)(value)
+    if not names:
+        raise SettingsError('is empty, so that the rule is about nobody; ["*"] is all')
+    return names
 
 
 def _addresses(root: Section, key: str, own_name: str | None) -> Mapping[str, Endpoint]:

@@ -162,6 +162,19 @@ class AgentMetrics(Collector):
             ["certificate"],
             registry=registry,
         )
+        self._decisions = Counter(
+            "vmferry_decisions",
+            "Requests and connections by what was decided about them: allowed, denied (by the rules), refused "
+            "(a certificate). Requests that only look are not counted "
+            "when they are allowed.",
+            ["verdict"],
+            registry=registry,
+        )
+        self._audit_lost = Counter(
+            "vmferry_audit_lines_lost",
+            "Lines that could not be written to the audit log; they are in the agent's own log.",
+            registry=registry,
+        )
         self._outcomes = Counter(
             "vmferry_migrations",
             "Migrations that have ended, by the phase they ended in.",
@@ -224,6 +237,14 @@ class AgentMetrics(Collector):
     def set_certificate(self, which: str, not_after: datetime) -> None:
         """Tell when a certificate ends; `which` is `own` or `ca`."""
         self._certificate.labels(which).set(not_after.timestamp())
+
+    def decided(self, verdict: str) -> None:
+        """Count what was decided about a request or a connection."""
+        self._decisions.labels(verdict).inc()
+
+    def audit_line_lost(self) -> None:
+        """Count a line that is not in the audit log."""
+        self._audit_lost.inc()
 
     def set_draining(self, is_draining: bool) -> None:
         """Tell whether the agent takes new migrations."""

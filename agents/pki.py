@@ -20,7 +20,6 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
@@ -31,6 +30,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from agents.errors import PkiRefused
+from transport.identity import Role
 
 __all__ = [
     "CertificateFacts",
@@ -50,13 +50,6 @@ MAX_PEM_BYTES: Final = 1 << 20
 # Hosts of one fleet disagree about the time by less than this, or their logs are useless anyway.
 CLOCK_SKEW: Final = timedelta(minutes=5)
 MAX_DAYS: Final = 36500
-
-
-class Role(StrEnum):
-    """What a certificate's holder may do. The values are in certificates."""
-
-    AGENT = "agent"
-    OPERATOR = "operator"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -69,4 +69,7 @@ MAX_TEXT_BYTES: Final = 256 * KIB  # one string; a preflight report in JSON is t
 WORKING_EVERY_S: Final = 0.4
 MIN_DEAD_PEER_S: Final = 1.0
 MAX_SESSIONS: Final = 64  # sessions an agent remembers; each keeps its last reply
+# A guest's name and its identity, as a peer gives them: our own have 63 and 36. They are kept with a job and stand in
+# every list of jobs, which must fit into one message.
+MAX_GUEST_NAME_CHARS: Final = 255
 MAX_REFUSAL_TEXT_BYTES: Final = 2048  # a refusal before the schema is spoken: one sentence

@@ -9,14 +9,12 @@ Law: no socket and no event loop; contexts, certificates and sentences. TLS 1.3 
 
 from __future__ import annotations
 
-import re
 import ssl
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
 from transport.errors import LocalMisuse, UntrustedPeer
+from transport.identity import SCHEME, Identity, Role, parse_identity
 
 __all__ = [
     "Identity",
@@ -27,32 +25,6 @@ __all__ = [
     "server_context",
     "tls_words",
 ]
-
-_SCHEME: Final = "vmferry://"
-_NAME: Final = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}", re.ASCII)
-
-
-class Role(StrEnum):
-    """What a peer may do."""
-
-    AGENT = "agent"
-    OPERATOR = "operator"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
-    """A peer as its certificate names it; `str()` is `agent/host-a`."""
-
-    role: Role
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.role.value}/{self.name}"
-
-    @property
-    def uri(self) -> str:
-        """How the identity stands in a certificate."""
-        return f"{_SCHEME}{self}"
 
 
 def server_context(certificate: Path, key: Path, ca: Path) -> ssl.SSLContext:
@@ -86,24 +58,6 @@ def _context(protocol: int, certificate: Path, key: Path, ca: Path) -> ssl.SSLCo
     return context
 
 
-def parse_identity(uri: str) -> Identity:
-    """Read an identity's URI.
-
-    Raises:
-        UntrustedPeer: it is none of ours, in plain words.
-    """
-    role_word, slash, name = uri.removeprefix(_SCHEME).partition("/")
-    if not uri.startswith(_SCHEME) or not slash or _NAME.fullmatch(name) is None:
-        raise UntrustedPeer(f"the certificate's URI {uri[:200]!r} names no identity (vmferry://ROLE/NAME)")
-    try:
-        return Identity(role=Role(role_word), name=name)
-    except ValueError as exc:
-        roles = " and ".join(each.value for each in Role)
-        raise UntrustedPeer(
-            f"the certificate has the unknown role {role_word[:64]!r}; there are {roles}"
-        ) from exc
-
-
 def identity_in(certificate: object) -> Identity:
     """Find the identity in a verified certificate, as `getpeercert()` gives it.
 
@@ -111,7 +65,7 @@ def identity_in(certificate: object) -> Identity:
         UntrustedPeer: no certificate, or not exactly one identity in it.
     """
     names = certificate.get("subjectAltName", ()) if isinstance(certificate, dict) else ()
-    uris = [value for kind, value in names if kind == "URI" and value.startswith(_SCHEME)]
+    uris = [value for kind, value in names if kind == "URI" and value.startswith(SCHEME)]
     if not uris:
         raise UntrustedPeer("the certificate carries no vmferry:// URI: it was issued for something else")
     if len(uris) > 1:

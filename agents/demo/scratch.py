@@ -229,6 +229,12 @@ certificate = "pki/agent-{host}.crt"
 key = "pki/agent-{host}.key"
 [peers.{name}]
 address = "{address}"
+[[allow]]
+operators = ["*"]
+may = ["view", "move", "resolve"]
+[[allow]]
+agents = ["*"]
+may = ["send-guests"]
 [storage]
 shared_dirs = ["shared"]
 [guests.embedded]

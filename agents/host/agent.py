@@ -24,11 +24,14 @@ from anyio.streams.tls import TLSStream
 
 from agents import pki
 from agents.api import CONTROL_SCHEMA, HostView
+from agents.audit import AuditFile, Outcome
 from agents.capabilities import keep_from_children
 from agents.config import EventLoop, Settings
+from agents.host.audittrail import AuditTrail
 from agents.host.control import ControlService
 from agents.host.data import DataListener
 from agents.host.footprint import settle
+from agents.host.gate import Gate
 from agents.host.incoming import Incoming
 from agents.host.jobs import JobTable
 from agents.host.outgoing import MIGRATION_SCHEMA, Outgoing
@@ -119,6 +122,21 @@ class HostAgent:
         pages = await _listen(settings.agent.metrics_listen.host, settings.agent.metrics_listen.port)
         recovery = Recovery(self._parts)
         to_go_on = await recovery.take_up()
+        trail = AuditTrail(AuditFile(settings.agent.audit_log), self._metrics)
+        gate = Gate(settings.access, trail)
+        if not settings.access.rules:
+            log_event(
+                _log,
+                logging.WARNING,
+                "every request is denied",
+                because="the configuration has no [[allow]]",
+                remedy="docs/configuration.md has rules to begin with",
+            )
+
+        def refused(address: str, error: TransportError) -> None:
+            _log_refusal(address, error)
+            trail.connection(Outcome.REFUSED, address, str(error))
+
         # The outer group holds what must go on while migrations end: listeners, and their answers.
         async with (
             control,
@@ -137,6 +155,7 @@ class HostAgent:
                     server=server,
                     data=data,
                     tasks=migrations,
+                    gate=gate,
                 )
                 service = ControlService(
                     outgoing=outgoing,
@@ -144,11 +163,12 @@ class HostAgent:
                     jobs=self._jobs,
                     recovery=recovery,
                     host_view=self._view,
+                    gate=gate,
                 )
 
                 async def serve_channel(stream: TLSStream, peer: Identity) -> None:
                     try:
-                        await service.serve(MessageChannel(stream, CONTROL_SCHEMA), peer)
+                        await service.serve(MessageChannel(stream, CONTROL_SCHEMA), peer, _address(stream))
                     except Exception as exc:
                         # A task's edge: what one channel meets must not end the agent.
                         _log_bug(exc)
@@ -160,9 +180,10 @@ class HostAgent:
                         server_tls,
                         serve_channel,
                         accepts=_anybody,
-                        on_refusal=_log_refusal,
+                        on_refusal=refused,
                     )
                 )
+                services.start_soon(trail.run)
                 services.start_soon(data.serve)
                 services.start_soon(serve_pages, pages, {"/metrics": self._figures, "/healthz": self._health})
                 services.start_soon(incoming.watch)
@@ -281,6 +302,11 @@ async def _listen(host: str, port: int) -> anyio.abc.Listener[anyio.abc.SocketSt
 def _port(listener: anyio.abc.Listener[anyio.abc.SocketStream]) -> int:
     port: int = listener.extra(anyio.abc.SocketAttribute.local_port)
     return port
+
+
+def _address(stream: TLSStream) -> str:
+    address = stream.extra(anyio.abc.SocketAttribute.remote_address, None)
+    return str(address[0]) if isinstance(address, tuple) else ""
 
 
 def _anybody(identity: Identity) -> str | None:

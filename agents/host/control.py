@@ -7,8 +7,10 @@ can speak the other's. What a peer sends that is neither costs it the connection
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Final
 
 import anyio
@@ -34,6 +36,8 @@ from agents.api import (
     SetLimits,
     Watch,
 )
+from agents.authorization import Action, GuestNames
+from agents.host.gate import UNKNOWN_GUEST, Gate, names_among
 from agents.host.incoming import Incoming
 from agents.host.jobs import Job, JobTable, UnknownJob
 from agents.host.outgoing import Draining, Outgoing, TooManyMigrations, UnknownHost
@@ -54,6 +58,17 @@ _log = get_logger(__name__)
 IDLE_S: Final = 600.0
 # A watcher sees at most so many views a second: progress comes more often than a person can read.
 WATCH_PAUSE_S: Final = 0.1
+
+_ACTIONS: Final[Mapping[type[object], Action]] = MappingProxyType(
+    {
+        Watch: Action.WATCH,
+        SetLimits: Action.SET,
+        Pause: Action.PAUSE,
+        Resume: Action.RESUME,
+        Cancel: Action.CANCEL,
+        Resolve: Action.RESOLVE,
+    }
+)
 
 _CODES: Final[tuple[tuple[type[Exception], str], ...]] = (
     (UnknownJob, "unknown-job"),
@@ -81,20 +96,22 @@ class ControlService:
         jobs: JobTable,
         recovery: Recovery,
         host_view: Callable[[], HostView],
+        gate: Gate,
     ) -> None:
         self._outgoing = outgoing
         self._incoming = incoming
         self._jobs = jobs
         self._recovery = recovery
         self._host_view = host_view
+        self._gate = gate
 
-    async def serve(self, channel: MessageChannel, peer: Identity) -> None:
-        """Serve one channel until it ends, and close it."""
+    async def serve(self, channel: MessageChannel, peer: Identity, address: str = "") -> None:
+        """Serve one channel of a peer at `address` until it ends, and close it."""
         try:
             if peer.role is Role.AGENT:
-                await self._serve_agent(channel, peer)
+                await self._serve_agent(channel, peer, address)
             else:
-                await self._serve_operator(channel)
+                await self._serve_operator(channel, peer, address)
         except PeerGone:
             pass
         except PeerMisbehaved as exc:
@@ -103,16 +120,16 @@ class ControlService:
             with anyio.CancelScope(shield=True):
                 await channel.aclose()
 
-    async def _serve_agent(self, channel: MessageChannel, peer: Identity) -> None:
+    async def _serve_agent(self, channel: MessageChannel, peer: Identity, address: str) -> None:
         with anyio.move_on_after(limits.HANDSHAKE_TIMEOUT_S) as waiting:
             first = await channel.receive()
         if waiting.cancelled_caught:
             return
         if not isinstance(first, Attach):
             raise BadMessage(f"an agent attaches to a session, this one sent {type(first).__name__}")
-        await self._incoming.serve(channel, first, peer.name)
+        await self._incoming.serve(channel, first, peer.name, address)
 
-    async def _serve_operator(self, channel: MessageChannel) -> None:
+    async def _serve_operator(self, channel: MessageChannel, peer: Identity, address: str) -> None:
         while True:
             with anyio.move_on_after(IDLE_S) as waiting:
                 request = await channel.receive()
@@ -120,10 +137,11 @@ class ControlService:
                 return
             answer: object
             try:
+                await self._decide(request, peer, address)
                 if isinstance(request, Watch):
                     await self._watch(channel, self._jobs.get(request.job))
                     continue
-                answer = await self._answer(request)
+                answer = await self._answer(request, peer)
             except (MigrationError, TransportError) as exc:
                 if isinstance(exc, PeerMisbehaved) and not isinstance(request, Check):
                     raise
@@ -137,22 +155,66 @@ class ControlService:
                 )
             await channel.send(answer)
 
+    async def _decide(self, request: object, peer: Identity, address: str) -> None:
+        """Ask the rules before anything is done. What is no request of an operator is refused by `_answer`."""
+        match request:
+            case GetHost():
+                self._gate.pass_or_refuse(peer, address, Action.HOSTS)
+            case ListGuests():
+                self._gate.pass_or_refuse(peer, address, Action.GUESTS)
+            case ListJobs():
+                self._gate.pass_or_refuse(peer, address, Action.JOBS)
+            case Check(guest=word, to=to) | Move(guest=word, to=to):
+                self._gate.pass_or_refuse(
+                    peer,
+                    address,
+                    Action.MOVE if isinstance(request, Move) else Action.CHECK,
+                    what=word,
+                    guest=names_among(await self._outgoing.guests(), word),
+                    source=self._host_view().name,
+                    to=to,
+                )
+            case Watch() | SetLimits() | Pause() | Resume() | Cancel() | Resolve():
+                self._decide_on_job(request, peer, address)
+
+    def _decide_on_job(
+        self, request: Watch | SetLimits | Pause | Resume | Cancel | Resolve, peer: Identity, address: str
+    ) -> None:
+        # A job that is not there is decided about like one of a guest that nobody knows: who may not see a guest
+        # does not learn of its jobs.
+        guest = UNKNOWN_GUEST
+        with contextlib.suppress(UnknownJob):
+            view = self._jobs.get(request.job).view()
+            guest = GuestNames(name=view.guest_name, guest_id=view.guest_id)
+        self._gate.pass_or_refuse(
+            peer,
+            address,
+            _ACTIONS[type(request)],
+            what=f"job {request.job[:8]}",
+            guest=guest,
+            job=request.job,
+            only_looks=isinstance(request, Resolve) and not request.act,
+        )
+
     async def _answer(
-        self, request: object
+        self, request: object, peer: Identity
     ) -> HostView | GuestList | CheckReport | JobStarted | JobList | Done | Resolution:
         match request:
             case GetHost():
                 return await self._recovery.with_memory(self._host_view())
             case ListGuests():
                 guests = await self._outgoing.guests()
-                return GuestList(host=self._host_view().name, guests=tuple(guests))
+                return GuestList(host=self._host_view().name, guests=self._gate.guests_for(peer, guests))
             case Check(guest=guest, to=to):
                 return await self._outgoing.check(guest, to)
             case Move():
                 job = await self._outgoing.start(request)
                 return JobStarted(job=job.job_id)
             case ListJobs():
-                return JobList(host=self._host_view().name, jobs=tuple(job.view() for job in self._jobs))
+                return JobList(
+                    host=self._host_view().name,
+                    jobs=self._gate.jobs_for(peer, (job.view() for job in self._jobs)),
+                )
             case SetLimits():
                 self._controls(request.job).set_limits(
                     downtime_limit_s=request.downtime_limit_s,

@@ -13,8 +13,10 @@ from typing import Final
 import anyio
 import anyio.abc
 
+from agents.authorization import Action, GuestNames
 from agents.host.data import DataListener, ListeningBundle
 from agents.host.footprint import migration_ended
+from agents.host.gate import Gate
 from agents.host.jobs import Job
 from agents.host.journals import LazyJournal
 from agents.host.parts import HostParts
@@ -30,6 +32,7 @@ from transport.bundle import ReceiveBundle
 from transport.errors import PeerRefused
 from transport.seal import Keys
 from transport.session import Attach, CallServer
+from transport.tls import Identity, Role
 from transport.wire import MessageChannel
 
 __all__ = ["Incoming"]
@@ -82,19 +85,22 @@ class Incoming:
         server: CallServer,
         data: DataListener,
         tasks: anyio.abc.TaskGroup,
+        gate: Gate,
     ) -> None:
         self._host = host
+        self._gate = gate
         self._server = server
         self._data = data
         self._tasks = tasks
         self._sessions: dict[bytes, _Session] = {}
         self.is_draining = False
 
-    async def serve(self, channel: MessageChannel, attach: Attach, peer: str) -> None:
-        """Serve one control channel of the agent `peer` until it ends."""
+    async def serve(self, channel: MessageChannel, attach: Attach, peer: str, address: str) -> None:
+        """Serve one control channel of the agent `peer` at `address` until it ends."""
         session_id = attach.session_id
 
         async def handle(request: object) -> object:
+            self._decide(request, peer, address)
             return await self._handle(session_id, request, peer)
 
         await self._server.serve(channel, handle, attach=attach, owner=peer)
@@ -117,6 +123,20 @@ class Incoming:
             await self._settle(session)
 
     # ------------------------------------------------------------------ requests
+
+    def _decide(self, request: object, peer: str, address: str) -> None:
+        """Ask the rules whether the peer may bring this guest; all else in a session follows from that."""
+        if isinstance(request, Inspect | Prepare):
+            self._gate.pass_or_refuse(
+                Identity(role=Role.AGENT, name=peer),
+                address,
+                Action.SEND_GUESTS,
+                what=request.guest.name[: wire_limits.MAX_GUEST_NAME_CHARS],
+                guest=GuestNames(name=request.guest.name, guest_id=request.guest.guest_id),
+                source=peer,
+                to=self._host.settings.agent.name,
+                only_looks=isinstance(request, Inspect),
+            )
 
     async def _handle(self, session_id: bytes, request: object, peer: str) -> object:
         hypervisor = self._hypervisor_for(request)

@@ -183,6 +183,12 @@ ca = "pki/ca.crt"
 certificate = "pki/agent-{host}.crt"
 key = "pki/agent-{host}.key"
 {peers}
+[[allow]]
+operators = ["*"]
+may = ["view", "move", "resolve"]
+[[allow]]
+agents = ["*"]
+may = ["send-guests"]
 [storage]
 shared_dirs = ["shared"]
 [guests.qemu]

@@ -275,3 +275,31 @@ def test_a_missing_file_is_one_problem_with_its_path(tmp_path: Path) -> None:
     with pytest.raises(ConfigInvalid) as caught:
         load_client_settings(path)
     assert str(caught.value) == f"{path}: cannot be read: No such file or directory"
+
+
+def test_without_allow_there_is_no_rule(load: Callable[[str], Settings]) -> None:
+    assert load(SMALLEST).access.rules == ()
+    rule = load(SMALLEST + '[[allow]]\nagents = ["host-?"]\nmay = ["send-guests"]\n').access.rules[0]
+    assert (rule.key, rule.names, rule.guests) == ("allow[0]", ("host-?",), ("*",))
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ('may = ["view"]', "name either operators or agents"),
+        ('operators = ["*"]\nagents = ["*"]\nmay = ["view"]', "name either operators or agents"),
+        ('operators = ["*"]', "may"),
+        ('operators = []\nmay = ["view"]', "about nobody"),
+        ('operators = ["Eva!"]\nmay = ["view"]', "is no name"),
+        ('agents = ["*"]\nmay = ["move"]', "agents may not move"),
+        ('operators = ["*"]\nmay = ["send-guests"]', "operators may not send-guests"),
+        ('operators = ["*"]\nmay = ["fly"]', "fly"),
+        ('operators = ["*"]\nmay = ["view"]\nguests = ["[ab]"]', "is no guest"),
+        ('operators = ["*"]\nmay = ["view"]\ncolour = "red"', "colour"),
+    ],
+)
+def test_a_rule_that_is_not_one_is_named(
+    problems: Callable[[str], tuple[str, ...]], lines: str, said: str
+) -> None:
+    found = problems(f"{SMALLEST}[[allow]]\n{lines}\n")
+    assert any("allow[0]" in problem and said in problem for problem in found), found

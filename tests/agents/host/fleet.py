@@ -53,6 +53,12 @@ def in_precopy(view: JobView) -> bool:
     return view.phase is Phase.PRECOPY and view.progress.wire_bytes > 0
 
 
+ALLOW_ALL = (
+    '[[allow]]\noperators = ["*"]\nmay = ["view", "move", "resolve"]\n'
+    '[[allow]]\nagents = ["*"]\nmay = ["send-guests"]\n'
+)
+
+
 @dataclass
 class Fleet:
     """Where everything of one test is."""
@@ -66,6 +72,8 @@ class Fleet:
     addresses: dict[str, str] = field(default_factory=lambda: dict.fromkeys(HOSTS, "127.0.0.1"))
     # Where its peers find a host, if that is another address than its own.
     fronts: dict[str, str] = field(default_factory=dict)
+
+    rules: str = ALLOW_ALL
 
     @property
     def shared(self) -> Path:
@@ -130,7 +138,7 @@ event_loop = "{event_loop}"
 ca = "pki/ca.crt"
 certificate = "pki/agent-{host}.crt"
 key = "pki/agent-{host}.key"
-[storage]
+{self.rules}[storage]
 shared_dirs = ["{self.shared}"]
 [guests.embedded]
 dir = "{self.guests_dir(host)}"
@@ -290,14 +298,20 @@ dir = "{self.guests_dir(host)}"
 
 @asynccontextmanager
 async def running_fleet(
-    folder: Path, limits: str = "", embedded: str = "", qemu: str = "", authority: Authority | None = None
+    folder: Path,
+    limits: str = "",
+    embedded: str = "",
+    qemu: str = "",
+    authority: Authority | None = None,
+    rules: str = ALLOW_ALL,
 ) -> AsyncIterator[Fleet]:
     """Two agents that know each other, in this process and loop; both end with the block.
 
+    `rules` are what both allow.
     `qemu` are more lines of [guests.qemu]; without any, the agents run no such guests. `authority` issues their
     certificates where a test needs more of that CA than `agents.pki` gives.
     """
-    fleet = Fleet(folder)
+    fleet = Fleet(folder, rules=rules)
     fleet.issue()
     if authority is not None:
         fleet.issue_from(authority)

@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import anyio
 import pytest
 
 from agents.api import CONTROL_SCHEMA, JobView, Watch
+from agents.audit import AuditFile
+from agents.authorization import AccessPolicy, AccessRule, Right
+from agents.host.audittrail import AuditTrail
 from agents.host.control import ControlService
+from agents.host.gate import Gate
 from agents.host.jobs import Job, JobTable
 from agents.metrics import AgentMetrics
 from migrate.phases import Phase
@@ -27,7 +33,9 @@ class EndsWhileItIsTold(MessageChannel):
             self.job.ended(None)
 
 
-async def test_an_end_that_comes_while_a_view_is_sent_is_told() -> None:
+async def test_an_end_that_comes_while_a_view_is_sent_is_told(tmp_path: Path) -> None:
+    metrics = AgentMetrics("host-b", "0")
+    rule = AccessRule(key="allow[0]", role=Role.OPERATOR, names=("tester",), may=frozenset({Right.VIEW}))
     job = Job(
         job_id="0" * 32,
         guest_id="guest-1",
@@ -45,6 +53,9 @@ async def test_an_end_that_comes_while_a_view_is_sent_is_told() -> None:
         recovery=None,  # type: ignore[arg-type]
         host_view=None,  # type: ignore[arg-type]
         jobs=jobs,
+        gate=Gate(
+            AccessPolicy(host="host-b", rules=(rule,)), AuditTrail(AuditFile(tmp_path / "audit"), metrics)
+        ),
     )
     near, far = fused_stream_pair(Fuse())
     channel = EndsWhileItIsTold(far, CONTROL_SCHEMA)

@@ -19,8 +19,9 @@ from typing import Final
 
 from agents import pki
 from agents.authorization import RIGHTS_OF_ROLE, AccessPolicy, AccessRule, Right, is_identity
-from agents.errors import ConfigInvalid, SettingsError
+from agents.errors import ConfigInvalid, PkiRefused, SettingsError
 from agents.hypervisors.qemu.spec import Accel
+from agents.revocation import read_list
 from agents.sections import (
     Endpoint,
     Section,
@@ -114,11 +115,12 @@ class AgentSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsSettings:
-    """[tls]: files that exist and prove the identity."""
+    """[tls]: files that exist and prove the identity; no list of revoked certificates (None) revokes none."""
 
     ca: Path
     certificate: Path
     key: Path
+    crl: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -297,12 +299,18 @@ def _tls(root: Section, base: Path, role: pki.Role, name: str | None) -> TlsSett
         ca=section.required("ca", paths(base), missing),
         certificate=section.required("certificate", paths(base), missing),
         key=section.required("key", paths(base), missing),
+        crl=section.optional("crl", paths(base), None),
     )
     if missing not in (tls.ca, tls.certificate, tls.key):
         for problem in pki.identity_problems(
             certificate=tls.certificate, key=tls.key, ca=tls.ca, role=role, name=name
         ):
             root.note("tls", problem)
+        if tls.crl is not None:
+            try:
+                read_list(tls.crl, tls.ca)
+            except PkiRefused as exc:
+                root.note("tls.crl", str(exc))
     section.finish()
     return tls
 

@@ -243,7 +243,7 @@ class AgentClient:
 
 async def _dial(name: str, endpoint: Endpoint, tls: TlsSettings, timeout_s: float) -> MessageChannel:
     try:
-        context = await to_thread.run_sync(client_context, tls.certificate, tls.key, tls.ca)
+        context = await to_thread.run_sync(client_context, tls.certificate, tls.key, tls.ca, tls.crl)
         stream = await connect(
             endpoint.host, endpoint.port, context, Identity(role=Role.AGENT, name=name), timeout_s
         )

@@ -158,14 +158,15 @@ class AgentMetrics(Collector):
         )
         self._certificate = Gauge(
             "vmferry_certificate_expiry_timestamp_seconds",
-            "When a certificate that this agent uses ends, in seconds since 1970.",
+            "When a certificate (own, ca) or the revocation list (crl) that this agent uses ends, in seconds since "
+            "1970.",
             ["certificate"],
             registry=registry,
         )
         self._decisions = Counter(
             "vmferry_decisions",
             "Requests and connections by what was decided about them: allowed, denied (by the rules), refused "
-            "(a certificate). Requests that only look are not counted "
+            "(a certificate), cut (one that was revoked). Requests that only look are not counted "
             "when they are allowed.",
             ["verdict"],
             registry=registry,
@@ -235,7 +236,7 @@ class AgentMetrics(Collector):
             self._worst_lateness.set(lateness_s)
 
     def set_certificate(self, which: str, not_after: datetime) -> None:
-        """Tell when a certificate ends; `which` is `own` or `ca`."""
+        """Tell when a certificate ends; `which` is `own`, `ca` or `crl`."""
         self._certificate.labels(which).set(not_after.timestamp())
 
     def decided(self, verdict: str) -> None:

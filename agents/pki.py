@@ -33,6 +33,9 @@ from agents.errors import PkiRefused
 from transport.identity import Role
 
 __all__ = [
+    "CLOCK_SKEW",
+    "NAME",
+    "PEM",
     "CertificateFacts",
     "IssuedFiles",
     "Role",
@@ -41,7 +44,13 @@ __all__ = [
     "identity_uri",
     "init_ca",
     "issue",
+    "load_ca",
+    "load_certificates",
+    "read_pem",
+    "replace_public",
 ]
+
+PEM: Final = serialization.Encoding.PEM
 
 # One label-like word: it is a file name, a URI path segment, a metric label and a word in sentences.
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9.-]{0,62}", re.ASCII)
@@ -133,16 +142,8 @@ def issue(
             address or number of days, or the folder cannot be written.
     """
     uri = identity_uri(role, name)
-    ca_certificate = _one_certificate(folder / "ca.crt", "run `vmferry pki init` first")
-    ca_key = _private_key(folder / "ca.key")
-    if ca_certificate.public_key() != ca_key.public_key():
-        raise PkiRefused(f"{folder / 'ca.key'} is not the key of {folder / 'ca.crt'}")
+    ca_certificate, ca_key = load_ca(folder)
     now = datetime.now(UTC)
-    if ca_certificate.not_valid_after_utc <= now:
-        raise PkiRefused(
-            f"the CA ended on {_day(ca_certificate.not_valid_after_utc)}; make a new one with --force"
-        )
-
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri)]
     names += [_address(address) for address in addresses]
     usages = [ExtendedKeyUsageOID.CLIENT_AUTH]
@@ -171,6 +172,31 @@ def issue(
     files = IssuedFiles(certificate=folder / f"{role}-{name}.crt", key=folder / f"{role}-{name}.key")
     _write_pair(files, certificate, key, force=force)
     return files
+
+
+def load_ca(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    """Read the CA in `folder`, to sign with it.
+
+    Raises:
+        PkiRefused: there is none that can be used.
+    """
+    certificate = _one_certificate(folder / "ca.crt", "run `vmferry pki init` first")
+    key = _private_key(folder / "ca.key")
+    if certificate.public_key() != key.public_key():
+        raise PkiRefused(f"{folder / 'ca.key'} is not the key of {folder / 'ca.crt'}")
+    if certificate.not_valid_after_utc <= datetime.now(UTC):
+        raise PkiRefused(
+            f"the CA ended on {_day(certificate.not_valid_after_utc)}; make a new one with --force"
+        )
+    return certificate, key
+
+
+def replace_public(path: Path, content: bytes) -> None:
+    """Put a file that everybody may read in place of an older one, whole. Raises PkiRefused: it cannot be written."""
+    try:
+        _write_whole(path, content, mode=0o644, force=True)
+    except OSError as exc:
+        raise PkiRefused(f"cannot write {exc.filename or path}: {exc.strerror}") from exc
 
 
 def describe(path: Path, now: datetime | None = None) -> CertificateFacts:
@@ -211,7 +237,7 @@ def identity_problems(
     except PkiRefused as exc:
         problems.append(str(exc))
     try:
-        if own is not None and not any(_is_issued_by(own, issuer) for issuer in _certificates(ca)):
+        if own is not None and not any(_is_issued_by(own, issuer) for issuer in load_certificates(ca)):
             problems.append(f"{certificate} was not issued by the CA in {ca}")
     except PkiRefused as exc:
         problems.append(str(exc))
@@ -235,9 +261,16 @@ def _certificate_problems(
 
 def _key_problems(path: Path, certificate: x509.Certificate | None) -> Iterator[str]:
     private = _private_key(path)
-    mode = stat.S_IMODE(path.stat().st_mode)
+    status = path.stat()
+    mode = stat.S_IMODE(status.st_mode)
     if mode & 0o077:
         yield f"{path} can be read by others (mode {mode:04o}); run chmod 600 on it"
+    # Whoever owns the file may read and replace it, whatever its mode says.
+    if status.st_uid not in (0, os.geteuid()):
+        yield (
+            f"{path} belongs to user {status.st_uid} (mode {mode:04o}), and this program runs as {os.geteuid()}; "
+            f"run chown {os.geteuid()} on it"
+        )
     if certificate is not None and certificate.public_key() != private.public_key():
         yield f"{path} is not the key of the certificate"
 
@@ -349,16 +382,17 @@ def _is_issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bo
     return True
 
 
-def _certificates(path: Path) -> list[x509.Certificate]:
+def load_certificates(path: Path) -> list[x509.Certificate]:
+    """Read all certificates of a PEM file. Raises PkiRefused: there is none that can be read."""
     try:
-        return x509.load_pem_x509_certificates(_read(path))
+        return x509.load_pem_x509_certificates(read_pem(path))
     except (ValueError, UnsupportedAlgorithm) as exc:
         raise PkiRefused(f"{path} holds no PEM certificate that can be read") from exc
 
 
 def _one_certificate(path: Path, remedy: str = "") -> x509.Certificate:
     try:
-        return _certificates(path)[0]
+        return load_certificates(path)[0]
     except PkiRefused as exc:
         if remedy:
             raise PkiRefused(f"{exc}; {remedy}") from exc
@@ -367,7 +401,7 @@ def _one_certificate(path: Path, remedy: str = "") -> x509.Certificate:
 
 def _private_key(path: Path) -> ec.EllipticCurvePrivateKey:
     try:
-        key = serialization.load_pem_private_key(_read(path), password=None)
+        key = serialization.load_pem_private_key(read_pem(path), password=None)
     except TypeError as exc:
         raise PkiRefused(f"{path} is encrypted; an agent has nobody to ask for its password") from exc
     except (ValueError, UnsupportedAlgorithm) as exc:
@@ -377,7 +411,8 @@ def _private_key(path: Path) -> ec.EllipticCurvePrivateKey:
     return key
 
 
-def _read(path: Path) -> bytes:
+def read_pem(path: Path) -> bytes:
+    """Read a file that is no larger than certificates and keys are. Raises PkiRefused: it cannot be, or is."""
     try:
         with path.open("rb") as file:
             content = file.read(MAX_PEM_BYTES + 1)

@@ -42,9 +42,18 @@ from transport.errors import (
     VersionMismatch,
 )
 from transport.sockets import prepare_socket
-from transport.tls import Identity, identity_in, tls_words
+from transport.tls import Identity, identity_in, serial_in, tls_words
 
-__all__ = ["PROTOCOL_VERSIONS", "Accepts", "accept", "connect", "handshake", "peer_identity", "serve"]
+__all__ = [
+    "PROTOCOL_VERSIONS",
+    "Accepts",
+    "accept",
+    "connect",
+    "handshake",
+    "peer_identity",
+    "peer_serial",
+    "serve",
+]
 
 # Oldest and newest that this release speaks: N talks to N-1.
 PROTOCOL_VERSIONS: Final = (1, 1)
@@ -107,7 +116,7 @@ async def accept(
 
 async def serve(
     listener: anyio.abc.Listener[anyio.abc.SocketStream],
-    context: ssl.SSLContext,
+    context: Callable[[], ssl.SSLContext],
     session: Callable[[TLSStream, Identity], Awaitable[None]],
     *,
     accepts: Accepts,
@@ -116,6 +125,7 @@ async def serve(
 ) -> None:
     """Accept connections until cancelled, and run `session` for each peer that is trusted.
 
+    `context` is asked with each connection, so that certificates can be replaced meanwhile.
     `session` owns the stream. `on_refusal` hears the remote address and the reason of every connection that
     was not accepted. More than `limits.MAX_PENDING_HANDSHAKES` at once are closed unheard.
     """
@@ -130,7 +140,7 @@ async def serve(
             return
         pending += 1
         try:
-            secure, identity = await accept(stream, context, accepts=accepts, timeout_s=timeout_s)
+            secure, identity = await accept(stream, context(), accepts=accepts, timeout_s=timeout_s)
         except TransportError as exc:
             on_refusal(remote, exc)
             return
@@ -204,6 +214,11 @@ def peer_identity(stream: TLSStream) -> Identity:
     """Who is at the other end. Raises UntrustedPeer: its certificate names nobody, in plain words."""
     certificate: Mapping[str, Any] | None = stream.extra(TLSAttribute.peer_certificate, None)
     return identity_in(certificate)
+
+
+def peer_serial(stream: TLSStream) -> str:
+    """The serial number of the certificate at the other end, in hexadecimal."""
+    return serial_in(stream.extra(TLSAttribute.peer_certificate, None))
 
 
 async def _tls(stream: anyio.abc.ByteStream, context: ssl.SSLContext, *, server_side: bool) -> TLSStream:

@@ -22,22 +22,23 @@ __all__ = [
     "client_context",
     "identity_in",
     "parse_identity",
+    "serial_in",
     "server_context",
     "tls_words",
 ]
 
 
-def server_context(certificate: Path, key: Path, ca: Path) -> ssl.SSLContext:
+def server_context(certificate: Path, key: Path, ca: Path, crl: Path | None = None) -> ssl.SSLContext:
     """Make the context of a side that is called. Raises LocalMisuse: a file cannot be used; it says which."""
-    return _context(ssl.PROTOCOL_TLS_SERVER, certificate, key, ca)
+    return _context(ssl.PROTOCOL_TLS_SERVER, certificate, key, ca, crl)
 
 
-def client_context(certificate: Path, key: Path, ca: Path) -> ssl.SSLContext:
+def client_context(certificate: Path, key: Path, ca: Path, crl: Path | None = None) -> ssl.SSLContext:
     """Make the context of a side that calls. Raises LocalMisuse: a file cannot be used; it says which."""
-    return _context(ssl.PROTOCOL_TLS_CLIENT, certificate, key, ca)
+    return _context(ssl.PROTOCOL_TLS_CLIENT, certificate, key, ca, crl)
 
 
-def _context(protocol: int, certificate: Path, key: Path, ca: Path) -> ssl.SSLContext:
+def _context(protocol: int, certificate: Path, key: Path, ca: Path, crl: Path | None) -> ssl.SSLContext:
     context = ssl.SSLContext(protocol)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     # The identity in the certificate is checked instead, on both sides, by `identity_in`.
@@ -55,6 +56,13 @@ def _context(protocol: int, certificate: Path, key: Path, ca: Path) -> ssl.SSLCo
         context.load_verify_locations(ca)
     except (ssl.SSLError, OSError) as exc:
         raise LocalMisuse(f"CA certificate {ca} cannot be used: {exc}") from exc
+    if crl is not None:
+        try:
+            # The one call that loads lists; `agents.revocation` makes sure that no certificate is in the file.
+            context.load_verify_locations(crl)
+        except (ssl.SSLError, OSError) as exc:
+            raise LocalMisuse(f"revocation list {crl} cannot be used: {exc}") from exc
+        context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
     return context
 
 
@@ -73,10 +81,19 @@ def identity_in(certificate: object) -> Identity:
     return parse_identity(uris[0])
 
 
+def serial_in(certificate: object) -> str:
+    """Find the serial number in a verified certificate, in hexadecimal as `vmferry pki show` gives it."""
+    serial = certificate.get("serialNumber", "") if isinstance(certificate, dict) else ""
+    return str(serial).lower().lstrip("0")
+
+
 # Reasons of OpenSSL -> words. First, what this side found wrong with the peer's certificate (X509_V_ERR_*).
 _VERIFY_WORDS: Final = {
+    3: "cannot be looked up: the revocation list has nothing of its CA",
     9: "is not valid yet: compare the clocks of both hosts",
     10: "has expired: issue a new one",
+    11: "cannot be looked up: the revocation list is not valid yet; compare the clocks",
+    12: "cannot be looked up: the revocation list has ended; make a new one",
     18: "is signed by itself and not by this fleet's CA",
     19: "was issued by another CA",
     20: "was issued by another CA",

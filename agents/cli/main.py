@@ -77,7 +77,7 @@ COMMANDS: Final[Mapping[str, LazyCommand]] = MappingProxyType(
         "guest": LazyCommand("agents.cli.guest:guest", "Start and stop guests of this host.", "Hosts"),
         "agent": LazyCommand("agents.cli.agent:agent", "Run this host's agent.", "Hosts"),
         "pki": LazyCommand(
-            "agents.cli.pki:pki", "Make and show the certificates of agents and operators.", "Set-up"
+            "agents.cli.pki:pki", "Make, show and revoke the certificates of agents and operators.", "Set-up"
         ),
         "selftest": LazyCommand(
             "agents.cli.selftest:selftest",

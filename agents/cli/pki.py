@@ -30,13 +30,14 @@ Examples:
   vmferry pki issue agent host-a --address host-a.example
   vmferry pki issue operator eva
   vmferry pki show pki/agent-host-a.crt
+  vmferry pki revoke operator/eva
 
 Copy ca.crt and a host's own .crt and .key to that host. ca.key stays where it was made: whoever has it can
 be every host.
 """
 )
 def pki() -> None:
-    """Make and show the certificates of agents and operators."""
+    """Make, show and revoke the certificates of agents and operators."""
 
 
 @pki.command(
@@ -81,6 +82,44 @@ def issue(
     """
     files = authority.issue(folder, authority.Role(role), name, days, addresses, force=force)
     _print_issued(files, as_json)
+
+
+@pki.command(
+    epilog="""\
+\b
+Examples:
+  vmferry pki revoke agent/host-a
+  vmferry pki revoke operator/eva --dir /srv/pki
+  vmferry pki revoke --serial 5d1f0c
+  vmferry pki revoke
+
+Copy ca.crl to all hosts: `crl` in [tls] of an agent names it there, and the agent reads it again when it changes.
+"""
+)
+@click.argument("names", metavar="[ROLE/NAME]...", nargs=-1)
+@_folder_option
+@click.option(
+    "--serial",
+    "serials",
+    multiple=True,
+    help="Serial number, in hexadecimal: for certificates without a file.",
+)
+@json_option
+def revoke(names: tuple[str, ...], folder: Path, serials: tuple[str, ...], as_json: bool) -> None:
+    """Take certificates back: add them to the CA's revocation list, ca.crl.
+
+    ROLE/NAME means the certificate of that name in the folder, not those that it replaced. Without any, the list
+    is only made, or signed anew.
+    """
+    from agents.revocation import CRL_NAME
+    from agents.revocation import revoke as add
+
+    made = add(folder, names, serials)
+    facts = {"list": folder / CRL_NAME, "revoked": len(made.serials)}
+    if as_json:
+        print_json({**facts, "ends": made.ends, "serials": sorted(made.serials)})
+        return
+    print_facts({**facts, "valid until": f"{made.ends:%Y-%m-%d %H:%M} UTC"})
 
 
 @pki.command(

@@ -1,10 +1,12 @@
 """`vmferry agent run`: everything of one host agent, from its settings to its end.
 
-Tasks, all in the group of `HostAgent.run`: the control, data and metrics listeners, the watch over incoming
-migrations, the ticker that measures the loop's lateness, the signal watcher, and one per outgoing migration.
+Tasks, all in the group of `HostAgent.run`: the control, data and metrics listeners, the watches over incoming
+migrations and over certificates, the ticker that measures the loop's lateness, the signal watcher, and one per
+outgoing migration.
 
 End: on SIGTERM or SIGINT no new migration begins and running ones may finish for DRAIN_S; then those that can
 still be rolled back are, the others finish. A second signal rolls back at once. /healthz tells the state.
+SIGHUP reads certificates and the revocation list again, which otherwise happens some seconds after they have changed.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ import contextlib
 import functools
 import logging
 import signal
-import ssl
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final
@@ -22,13 +23,14 @@ import anyio
 import anyio.abc
 from anyio.streams.tls import TLSStream
 
-from agents import pki
 from agents.api import CONTROL_SCHEMA, HostView
 from agents.audit import AuditFile, Outcome
 from agents.capabilities import keep_from_children
 from agents.config import EventLoop, Settings
 from agents.host.audittrail import AuditTrail
+from agents.host.channels import Channels
 from agents.host.control import ControlService
+from agents.host.credentials import Credentials
 from agents.host.data import DataListener
 from agents.host.footprint import settle
 from agents.host.gate import Gate
@@ -47,10 +49,10 @@ from agents.secrecy import leave_no_core
 from agents.storage import SharedDirs
 from agents.version import VERSION
 from migrate.ports import Hypervisor
-from transport.dial import serve
+from transport.dial import peer_serial, serve
 from transport.errors import TransportError
 from transport.session import CallServer
-from transport.tls import Identity, client_context, server_context
+from transport.tls import Identity, Role
 from transport.wire import MessageChannel
 
 __all__ = ["HostAgent", "run_agent"]
@@ -90,6 +92,7 @@ class HostAgent:
         self._is_draining = False
         self._asked_to_end = anyio.Event()
         self._asked_twice = anyio.Event()
+        self._credentials: Credentials | None = None
 
     def ask_to_end(self) -> None:
         """Drain, then end; asked again, roll back what can be at once."""
@@ -97,24 +100,25 @@ class HostAgent:
             self._asked_twice.set()
         self._asked_to_end.set()
 
+    def reload(self) -> None:
+        """Read certificates, key and revocation list again; the rest of the configuration stays."""
+        if self._credentials is not None:
+            self._credentials.ask_to_look()
+
     async def run(self, *, on_listening: Callable[[int, int, int], None] | None = None) -> None:
         """Serve until told to end. `on_listening` hears the control, data and metrics ports."""
         settings = self._settings
-        certificates = settings.tls
-        server_tls = server_context(certificates.certificate, certificates.key, certificates.ca)
-        client_tls = client_context(certificates.certificate, certificates.key, certificates.ca)
-        self._show_certificates()
+        self._credentials = Credentials(settings.tls, settings.agent.name, self._metrics)
         with contextlib.closing(
             DataListener(settings.agent.data_listen.host, settings.agent.data_listen.port)
         ) as data:
-            await self._serve(data, server_tls, client_tls, on_listening)
+            await self._serve(data, self._credentials, on_listening)
         log_event(_log, logging.INFO, "agent ended", name=settings.agent.name)
 
     async def _serve(
         self,
         data: DataListener,
-        server_tls: ssl.SSLContext,
-        client_tls: ssl.SSLContext,
+        credentials: Credentials,
         on_listening: Callable[[int, int, int], None] | None,
     ) -> None:
         settings = self._settings
@@ -124,6 +128,7 @@ class HostAgent:
         to_go_on = await recovery.take_up()
         trail = AuditTrail(AuditFile(settings.agent.audit_log), self._metrics)
         gate = Gate(settings.access, trail)
+        channels = Channels()
         if not settings.access.rules:
             log_event(
                 _log,
@@ -147,7 +152,7 @@ class HostAgent:
             async with anyio.create_task_group() as migrations:
                 outgoing = Outgoing(
                     self._parts,
-                    tls=client_tls,
+                    tls=credentials.client,
                     tasks=migrations,
                 )
                 incoming = Incoming(
@@ -167,8 +172,13 @@ class HostAgent:
                 )
 
                 async def serve_channel(stream: TLSStream, peer: Identity) -> None:
+                    address = _address(stream)
                     try:
-                        await service.serve(MessageChannel(stream, CONTROL_SCHEMA), peer, _address(stream))
+                        with channels.held(peer, address, peer_serial(stream)) as held:
+                            if held.serial in credentials.revoked:
+                                # The list came during its handshake.
+                                held.scope.cancel()
+                            await service.serve(MessageChannel(stream, CONTROL_SCHEMA), peer, address)
                     except Exception as exc:
                         # A task's edge: what one channel meets must not end the agent.
                         _log_bug(exc)
@@ -177,12 +187,25 @@ class HostAgent:
                     functools.partial(
                         serve,
                         control,
-                        server_tls,
+                        credentials.server,
                         serve_channel,
-                        accepts=_anybody,
+                        # Whoever this fleet's CA has given a role may ask; what is decided with the request.
+                        accepts=channels.refusal,
                         on_refusal=refused,
                     )
                 )
+
+                async def cut_revoked() -> None:
+                    for channel in channels.cut(credentials.revoked):
+                        reason = f"the certificate of {channel.peer} was revoked"
+                        trail.connection(Outcome.CUT, channel.address, reason, channel.peer)
+                        if channel.peer.role is Role.AGENT:
+                            await incoming.abandon_from(channel.peer.name, reason)
+                    for host in outgoing.leave_revoked(credentials.revoked):
+                        peer = Identity(role=Role.AGENT, name=host)
+                        trail.connection(Outcome.CUT, "", f"the certificate of {peer} was revoked", peer)
+
+                services.start_soon(credentials.watch, cut_revoked)
                 services.start_soon(trail.run)
                 services.start_soon(data.serve)
                 services.start_soon(serve_pages, pages, {"/metrics": self._figures, "/healthz": self._health})
@@ -264,10 +287,6 @@ class HostAgent:
             return Page(body=b"draining\n", status=HTTPStatus.SERVICE_UNAVAILABLE)
         return Page(body=b"ok\n")
 
-    def _show_certificates(self) -> None:
-        for which, path in (("own", self._settings.tls.certificate), ("ca", self._settings.tls.ca)):
-            self._metrics.set_certificate(which, pki.describe(path).not_after)
-
 
 def run_agent(settings: Settings) -> None:
     """Run an agent on the configured event loop until a signal ends it."""
@@ -278,7 +297,7 @@ def run_agent(settings: Settings) -> None:
 
     async def main() -> None:
         async with anyio.create_task_group() as group:
-            group.start_soon(_end_on_signals, agent)
+            await group.start(_end_on_signals, agent)
             await agent.run()
             group.cancel_scope.cancel()
 
@@ -288,11 +307,17 @@ def run_agent(settings: Settings) -> None:
         anyio.run(main, backend="asyncio", backend_options={"use_uvloop": _has_uvloop()})
 
 
-async def _end_on_signals(agent: HostAgent) -> None:
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+async def _end_on_signals(
+    agent: HostAgent, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        task_status.started()
         async for number in signals:
             log_event(_log, logging.INFO, "signal", name=number.name)
-            agent.ask_to_end()
+            if number is signal.SIGHUP:
+                agent.reload()
+            else:
+                agent.ask_to_end()
 
 
 async def _listen(host: str, port: int) -> anyio.abc.Listener[anyio.abc.SocketStream]:
@@ -307,11 +332,6 @@ def _port(listener: anyio.abc.Listener[anyio.abc.SocketStream]) -> int:
 def _address(stream: TLSStream) -> str:
     address = stream.extra(anyio.abc.SocketAttribute.remote_address, None)
     return str(address[0]) if isinstance(address, tuple) else ""
-
-
-def _anybody(identity: Identity) -> str | None:
-    """Whoever this fleet's CA has given a role may ask; what each role may ask is decided with the request."""
-    return None
 
 
 def _log_refusal(address: str, error: TransportError) -> None:

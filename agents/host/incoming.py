@@ -122,6 +122,12 @@ class Incoming:
             await session.migration.abandon(because)
             await self._settle(session)
 
+    async def abandon_from(self, peer: str, because: str) -> None:
+        """Give up every migration of one agent that has not been committed."""
+        for session in [each for each in self._sessions.values() if each.peer == peer]:
+            await session.migration.abandon(because)
+            await self._settle(session)
+
     # ------------------------------------------------------------------ requests
 
     def _decide(self, request: object, peer: str, address: str) -> None:

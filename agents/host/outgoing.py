@@ -11,6 +11,7 @@ import random
 import socket
 import ssl
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -46,7 +47,7 @@ from migrate.source_ports import SourcePorts, SourceSettings
 from migrate.stats import Report
 from transport.bundle import SendBundle
 from transport.credit import Backoff
-from transport.dial import connect
+from transport.dial import connect, peer_serial
 from transport.hello import say_hello
 from transport.schema import Schema
 from transport.seal import Keys
@@ -89,12 +90,14 @@ class Outgoing:
         self,
         host: HostParts,
         *,
-        tls: ssl.SSLContext,
+        tls: Callable[[], ssl.SSLContext],
         tasks: anyio.abc.TaskGroup,
     ) -> None:
         self._host = host
         self._tls = tls
         self._tasks = tasks
+        # By host: the serial number of the certificate that it had when it was called last.
+        self._serials: dict[str, str] = {}
         self.is_draining = False
 
     async def guests(self) -> list[GuestFacts]:
@@ -174,6 +177,17 @@ class Outgoing:
             if job.controls is not None and can_cancel(job.controls.phase):
                 job.controls.cancel(MigrationCancelled(because))
 
+    def leave_revoked(self, revoked: frozenset[str]) -> list[str]:
+        """Roll back what still can be of the moves to hosts whose certificates were revoked; give the hosts."""
+        hosts = [name for name, serial in self._serials.items() if serial in revoked]
+        for name in hosts:
+            del self._serials[name]
+        for job in self._host.jobs.running(is_outgoing=True):
+            destination = job.view().destination
+            if destination in hosts and job.controls is not None and can_cancel(job.controls.phase):
+                job.controls.cancel(MigrationCancelled(f"the certificate of agent/{destination} was revoked"))
+        return hosts
+
     async def _run(self, job: Job, controls: Controls, first: Order, facts: GuestFacts, peer: _Peer) -> None:
         report = None
         order: Order | None = first
@@ -241,10 +255,11 @@ class Outgoing:
             stream = await connect(
                 peer.address.host,
                 peer.address.port,
-                self._tls,
+                self._tls(),
                 expect=Identity(role=Role.AGENT, name=peer.name),
                 timeout_s=min(DIAL_TIMEOUT_S, self._host.settings.limits.dead_peer_s),
             )
+            self._serials[peer.name] = peer_serial(stream)
             return MessageChannel(stream, SESSION_SCHEMA)
 
         return CallSession(

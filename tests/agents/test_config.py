@@ -10,6 +10,7 @@ import pytest
 from agents import config, pki
 from agents.config import ClientSettings, Settings, load_client_settings, load_settings
 from agents.errors import ConfigInvalid
+from agents.revocation import revoke
 from agents.sections import Endpoint
 
 SMALLEST = """
@@ -40,6 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pki.issue(folder / "pki", pki.Role.AGENT, "host-a")
     pki.issue(folder / "pki", pki.Role.AGENT, "host-b")
     pki.issue(folder / "pki", pki.Role.OPERATOR, "eva")
+    revoke(folder / "pki", ())
     (folder / "shared").mkdir()
     return folder
 
@@ -303,3 +305,14 @@ def test_a_rule_that_is_not_one_is_named(
 ) -> None:
     found = problems(f"{SMALLEST}[[allow]]\n{lines}\n")
     assert any("allow[0]" in problem and said in problem for problem in found), found
+
+
+@pytest.mark.parametrize("content", [SMALLEST, CLIENT])
+def test_a_list_of_revoked_certificates_is_read_at_the_start(folder: Path, content: str) -> None:
+    path = folder / "with_list.toml"
+    load = load_settings if content is SMALLEST else load_client_settings
+    path.write_text(content.replace("[tls]", '[tls]\ncrl = "pki/ca.crl"'))
+    assert load(path).tls.crl == folder / "pki" / "ca.crl"
+    path.write_text(content.replace("[tls]", '[tls]\ncrl = "pki/none.crl"'))
+    with pytest.raises(ConfigInvalid, match=r"tls\.crl: cannot read .*none\.crl"):
+        load(path)

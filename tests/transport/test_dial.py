@@ -80,7 +80,9 @@ async def server(
     async with listener, anyio.create_task_group() as tasks:
 
         async def run() -> None:
-            await dial.serve(listener, context, echo, accepts=accepts, on_refusal=on_refusal, timeout_s=1)
+            await dial.serve(
+                listener, lambda: context, echo, accepts=accepts, on_refusal=on_refusal, timeout_s=1
+            )
 
         tasks.start_soon(run)
         yield here

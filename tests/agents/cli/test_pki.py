@@ -61,3 +61,16 @@ def test_a_file_that_is_no_certificate_is_said(tmp_path: Path, capsys: pytest.Ca
     path.write_text("hello")
     assert main(["pki", "show", str(path)]) == Exit.REFUSED
     assert capsys.readouterr().err == f"error: {path} holds no PEM certificate that can be read\n"
+
+
+def test_who_is_revoked_is_listed(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pki", "issue", "operator", "eva", "--dir", folder, "--json"]) == 0
+    serial = json.loads(capsys.readouterr().out)["facts"]["serial"]
+    assert main(["pki", "revoke", "operator/eva", "--serial", "7", "--dir", folder, "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["serials"] == sorted([serial, "7"])
+    assert made["list"] == f"{folder}/ca.crl"
+    assert main(["pki", "revoke", "--dir", folder]) == 0
+    assert "revoked      2\n" in capsys.readouterr().out
+    assert main(["pki", "revoke", "eva", "--dir", folder]) == Exit.REFUSED
+    assert "'eva' is no identity: say agent/HOST or operator/NAME" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import anyio
+from anyio.streams.tls import TLSStream
 
 from agents import pki
 from agents.api import CONTROL_SCHEMA, JobList, JobStarted, JobView, ListJobs, Move, Watch
@@ -24,10 +25,11 @@ from agents.hypervisors.embedded.client import Description, GuestClient, start_g
 from agents.hypervisors.embedded.errors import EmbeddedError
 from agents.hypervisors.embedded.rundir import GuestPaths
 from agents.hypervisors.embedded.spec import Content, EmbeddedSpec
+from agents.revocation import revoke
 from migrate.phases import Phase
 from migrate.stats import Report
 from tests.transport.certificates import Authority
-from transport.dial import connect
+from transport.dial import connect, peer_serial
 from transport.tls import Identity, Role, client_context
 from transport.wire import MessageChannel
 
@@ -74,6 +76,7 @@ class Fleet:
     fronts: dict[str, str] = field(default_factory=dict)
 
     rules: str = ALLOW_ALL
+    has_crl: bool = False
 
     @property
     def shared(self) -> Path:
@@ -138,6 +141,7 @@ event_loop = "{event_loop}"
 ca = "pki/ca.crt"
 certificate = "pki/agent-{host}.crt"
 key = "pki/agent-{host}.key"
+{'crl = "pki/ca.crl"' if self.has_crl else ""}
 {self.rules}[storage]
 shared_dirs = ["{self.shared}"]
 [guests.embedded]
@@ -179,27 +183,34 @@ dir = "{self.guests_dir(host)}"
         start_guest(spec, self.guests_dir(host))
         return spec
 
+    async def serial(self, host: str) -> str:
+        """The serial number of the certificate that one agent shows now."""
+        async with await self._dial(host) as stream:
+            return peer_serial(stream)
+
     @asynccontextmanager
     async def operator(self, host: str) -> AsyncIterator[MessageChannel]:
         """An operator's channel to one agent."""
+        channel = MessageChannel(await self._dial(host), CONTROL_SCHEMA)
+        try:
+            yield channel
+        finally:
+            await channel.aclose()
+
+    async def _dial(self, host: str) -> TLSStream:
         certificates = self.folder / "pki"
         context = client_context(
             certificates / "operator-tester.crt",
             certificates / "operator-tester.key",
             certificates / "ca.crt",
         )
-        stream = await connect(
+        return await connect(
             self.addresses[host],
             self.control_ports[host],
             context,
             expect=Identity(role=Role.AGENT, name=host),
             timeout_s=5,
         )
-        channel = MessageChannel(stream, CONTROL_SCHEMA)
-        try:
-            yield channel
-        finally:
-            await channel.aclose()
 
     async def ask(self, host: str, request: object) -> object:
         """Ask one agent one thing."""
@@ -304,15 +315,18 @@ async def running_fleet(
     qemu: str = "",
     authority: Authority | None = None,
     rules: str = ALLOW_ALL,
+    crl: bool = False,
 ) -> AsyncIterator[Fleet]:
     """Two agents that know each other, in this process and loop; both end with the block.
 
-    `rules` are what both allow.
+    `rules` are what both allow. With `crl` they have a list that revokes nobody yet.
     `qemu` are more lines of [guests.qemu]; without any, the agents run no such guests. `authority` issues their
     certificates where a test needs more of that CA than `agents.pki` gives.
     """
-    fleet = Fleet(folder, rules=rules)
+    fleet = Fleet(folder, rules=rules, has_crl=crl)
     fleet.issue()
+    if crl:
+        revoke(folder / "pki", ())
     if authority is not None:
         fleet.issue_from(authority)
     async with anyio.create_task_group() as tasks:

@@ -1,94 +1,112 @@
-"""The storage that hosts share, through ordinary files: nonces beside disks, and ownership records.
+"""The storage that hosts share: nonces beside disks, and where a guest's ownership records are kept.
 
-Law: every path that a peer names is checked against this host's configured directories, links resolved, before
-it is opened. A record is made whole or not at all: written aside, made durable, and linked to its name, which
-fails if the name is taken. That is atomic on local file systems and on NFS from version 3 on.
-
-Source: link(2), "EEXIST"; open(2) on O_EXCL and NFS.
+Law: every path that a peer names is checked against this host's configured directories, links resolved, before it is
+opened. Where records live follows from the guest's first disk and this host's configuration, never from what a peer
+says: a peer that names another place is refused.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import secrets
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, Protocol
 
-import anyio
-import anyio.to_thread
-
+from agents.ownership import fileops
+from agents.ownership.files import OWNERSHIP_DIR, FileRecords, outside
+from agents.ownership.threads import STORAGE_TIMEOUT_S, StorageThreads
 from migrate.errors import StorageFailed
 from migrate.facts import DiskFacts, GuestFacts
-from migrate.ownership import (
-    MAX_RECORD_BYTES,
-    Ownership,
-    RecordInvalid,
-    format_record,
-    parse_record,
-    record_name,
-)
+from migrate.ownership import Ownership
 from migrate.preflight import Probe, Reading
 
-__all__ = ["SharedDirs"]
+__all__ = ["RecordStore", "SharedDirs", "SharedRecords"]
 
-OWNERSHIP_DIR: Final = ".vmferry"
 NONCE_BYTES: Final = 32
 # A probe's reader takes no more than this: the file is 32 bytes unless somebody plays games.
 MAX_PROBE_BYTES: Final = 64
 PROBE_PREFIX: Final = ".vmferry-probe-"
-# Records of earlier generations that stay, for a person who looks: nothing decides by them.
-KEPT_RECORDS: Final = 3
-# A storage server that hangs must not hang the procedures: they say so and go on without it.
-STORAGE_TIMEOUT_S: Final = 20.0
-# Calls at once, those included that hang: more would only queue up in the storage server.
-MAX_CALLS: Final = 16
+# Records in a store that is no directory have a place that begins with its name; every directory begins with a slash.
+ETCD: Final = "etcd:"
 
-_T = TypeVar("_T")
+
+class RecordStore(Protocol):
+    """One way to keep records. `directory` is a place in it."""
+
+    async def check(self, directory: str, guest_id: str) -> str | None:
+        """Say why records of a guest cannot be kept there, or None. Both are hostile."""
+        ...
+
+    async def latest(self, directory: str, guest_id: str) -> Ownership | None: ...
+    async def claim(self, directory: str, wanted: Ownership) -> Ownership: ...
+    async def stage_claim(self, directory: str, wanted: Ownership) -> None: ...
+    async def unstage_claim(self, directory: str, wanted: Ownership) -> None: ...
+    async def tidy(self, directory: str, guest_id: str) -> None: ...
+
+
+class SharedRecords(RecordStore, Protocol):
+    """Records in a store that is no file system: one place for all guests."""
+
+    async def place(self) -> str:
+        """Give the place, which begins with the store's name. Raises StorageFailed."""
+        ...
+
+    async def aclose(self) -> None: ...
 
 
 class SharedDirs:
-    """`migrate.ports.SharedStorage` over the directories of this host's [storage] shared_dirs."""
+    """`migrate.ports.SharedStorage` over the directories of this host's [storage] shared_dirs.
 
-    def __init__(self, shared_dirs: Sequence[Path], *, timeout_s: float = STORAGE_TIMEOUT_S) -> None:
+    `etcd` has the records of guests whose first disk is no file; without it they are in the first of the directories.
+    """
+
+    def __init__(
+        self,
+        shared_dirs: Sequence[Path],
+        *,
+        timeout_s: float = STORAGE_TIMEOUT_S,
+        etcd: SharedRecords | None = None,
+    ) -> None:
         self._roots = tuple(Path(os.path.realpath(folder)) for folder in shared_dirs)
-        self._timeout_s = timeout_s
-        # Threads of its own: calls that hang must not take those that everything else needs.
-        self._threads = anyio.CapacityLimiter(MAX_CALLS)
-        self._staged: dict[tuple[str, Ownership], Path] = {}
+        self._threads = StorageThreads(timeout_s)
+        self._files = FileRecords(self._roots, self._threads)
+        self._etcd = etcd
+
+    async def aclose(self) -> None:
+        """Close the connections to etcd. May be called twice."""
+        if self._etcd is not None:
+            await self._etcd.aclose()
 
     # ------------------------------------------------------------------ probes
 
     async def plant(self, disks: Sequence[DiskFacts]) -> tuple[tuple[Probe, ...], dict[str, bytes]]:
         """Write a fresh nonce beside each disk; disks where that fails are left out."""
-        return await self._in_thread(lambda: self._plant(disks))
+        return await self._threads.run(lambda: self._plant(disks))
 
     async def read_probes(self, probes: Sequence[Probe]) -> tuple[Reading, ...]:
         """Read what another host has planted. Paths are hostile."""
-        return await self._in_thread(lambda: tuple(self._read_probe(probe) for probe in probes))
+        return await self._threads.run(lambda: tuple(self._read_probe(probe) for probe in probes))
 
     async def clear(self, probes: Sequence[Probe]) -> None:
-        """Take the nonces away again."""
+        """Take the nonces away again. One that stays is 32 bytes of litter, and no reason to end a migration."""
 
         def clear_all() -> None:
             for probe in probes:
-                # A nonce that stays behind is 32 bytes of litter, and no reason to end a migration.
-                with contextlib.suppress(OSError):
-                    Path(probe.path).unlink(missing_ok=True)
+                fileops.discard(Path(probe.path))
 
-        await self._in_thread(clear_all)
+        with contextlib.suppress(StorageFailed):
+            await self._threads.run(clear_all)
 
     def _plant(self, disks: Sequence[DiskFacts]) -> tuple[tuple[Probe, ...], dict[str, bytes]]:
         probes: list[Probe] = []
         nonces: dict[str, bytes] = {}
         for disk in disks:
             nonce = secrets.token_bytes(NONCE_BYTES)
-            path = Path(os.path.realpath(disk.path)).parent / f"{PROBE_PREFIX}{secrets.token_hex(8)}"
             try:
-                _write_new(path, nonce)
+                path = fileops.write_new(Path(os.path.realpath(disk.path)).parent, PROBE_PREFIX, nonce)
             except OSError:
                 continue  # no nonce for this disk is a finding of the preflight
             probes.append(Probe(disk=disk.name, path=str(path)))
@@ -99,196 +117,96 @@ class SharedDirs:
         path = Path(probe.path)
         if "\0" in probe.path or not path.name.startswith(PROBE_PREFIX):
             return Reading(disk=probe.disk, content=None, error="the path is not one of a probe")
-        if (problem := self._outside(path.parent)) is not None:
+        if (problem := outside(path.parent, self._roots)) is not None:
             return Reading(disk=probe.disk, content=None, error=problem)
         try:
-            return Reading(disk=probe.disk, content=_read_regular(path, MAX_PROBE_BYTES), error=None)
+            return Reading(disk=probe.disk, content=fileops.read_small(path, MAX_PROBE_BYTES), error=None)
         except OSError as exc:
             return Reading(disk=probe.disk, content=None, error=f"reading {path}: {exc.strerror}")
 
     # ------------------------------------------------------------------ ownership
 
-    def ownership_dir(self, guest: GuestFacts) -> str:
-        """Where the guest's records belong: beside its first disk, else in the first shared directory."""
-        beside = Path(os.path.realpath(guest.disks[0].path)).parent if guest.disks else self._roots[0]
-        return str(beside / OWNERSHIP_DIR)
+    async def ownership_dir(self, guest: GuestFacts) -> str:
+        """Where the guest's records belong: beside a first disk that is a file, else in etcd or the first directory.
 
-    async def check_ownership_dir(self, directory: str) -> str | None:
-        """Say why records cannot be kept there, or None. The path is hostile."""
-        return await self._in_thread(lambda: self._check(directory))
+        Raises StorageFailed: its disk cannot be looked at, or etcd does not answer.
+        """
+        if (beside := await self._threads.run(lambda: _beside_first_disk(guest))) is not None:
+            return beside
+        return self._first_dir if self._etcd is None else await self._etcd.place()
+
+    async def check_ownership_dir(self, directory: str, guest: GuestFacts) -> str | None:
+        """Say why this guest's records cannot be kept there, or None. All of it is hostile."""
+        if directory.startswith(ETCD):
+            if self._etcd is None:
+                return f"they are in etcd ({directory[:200]}), and this host has no [storage.etcd] in its configuration"
+            return await self._etcd.check(directory, guest.guest_id)
+        if self._etcd is not None and await self._threads.run(lambda: _beside_first_disk(guest)) is None:
+            return (
+                f"this host keeps the records of guests whose first disk is no file in etcd, and the other named "
+                f"{directory[:200]}: it has no [storage.etcd] in its configuration"
+            )
+        return await self._files.check(directory, guest.guest_id)
 
     async def latest(self, directory: str, guest_id: str) -> Ownership | None:
         """Give the newest record. Raises StorageFailed, RecordInvalid."""
-        return await self._in_thread(lambda: self._latest(directory, guest_id))
+        record = await self._store(directory).latest(directory, guest_id)
+        if record is None and directory.startswith(ETCD):
+            await self._insist_on_no_older(guest_id)
+        return record
 
     async def claim(self, directory: str, wanted: Ownership) -> Ownership:
         """Create the record unless its generation is taken; give the one that stands now.
 
-        Raises StorageFailed: nobody knows whether it was created.
+        Raises StorageFailed: nobody knows whether it was created; NotRecorded: it was not, and will not be.
         """
-        staged = self._staged.pop((directory, wanted), None)
-        return await self._in_thread(lambda: self._claim(directory, wanted, staged))
+        return await self._store(directory).claim(directory, wanted)
 
     async def stage_claim(self, directory: str, wanted: Ownership) -> None:
-        """Write the record aside, durably: the claim then only links it. Raises StorageFailed."""
-        if (directory, wanted) not in self._staged:
-            aside = await self._in_thread(lambda: self._write_aside(Path(directory), wanted))
-            self._staged[directory, wanted] = aside
+        """Do beforehand what of a claim can be. Raises StorageFailed, RecordInvalid."""
+        await self._store(directory).stage_claim(directory, wanted)
 
     async def unstage_claim(self, directory: str, wanted: Ownership) -> None:
         """Take away what was staged. May be called twice."""
-        if (aside := self._staged.pop((directory, wanted), None)) is not None:
-            await self._in_thread(lambda: aside.unlink(missing_ok=True))
+        await self._store(directory).unstage_claim(directory, wanted)
 
     async def tidy(self, directory: str, guest_id: str) -> None:
-        """Clear away records that are older than the newest few."""
-        await self._in_thread(lambda: self._tidy(directory, guest_id))
+        """Clear away what is older than the newest few records; what cannot be now will be another time."""
+        with contextlib.suppress(StorageFailed):
+            await self._store(directory).tidy(directory, guest_id)
 
-    def _check(self, directory: str) -> str | None:
-        folder = Path(directory)
-        if folder.name != OWNERSHIP_DIR:
-            return f"{directory} is no {OWNERSHIP_DIR} directory"
-        # The directory itself, not only the one above it: it may be a link to elsewhere.
-        if (problem := self._outside(folder)) is not None:
-            return problem
-        try:
-            folder.mkdir(mode=0o770, exist_ok=True)
-            trial = folder / f".trial-{secrets.token_hex(8)}"
-            # As large as a record may be: an empty file can be made on a disk that is full.
-            _write_new(trial, bytes(MAX_RECORD_BYTES))
-            trial.unlink()
-        except OSError as exc:
-            return f"writing in {directory}: {exc.strerror}"
-        return None
+    @property
+    def _first_dir(self) -> str:
+        return str(self._roots[0] / OWNERSHIP_DIR)
 
-    def _outside(self, folder: Path) -> str | None:
-        if not folder.is_absolute() or "\0" in str(folder):
-            return f"{str(folder)!r:.200} is no absolute path"
-        resolved = Path(os.path.realpath(folder))
-        if any(resolved.is_relative_to(root) for root in self._roots):
-            return None
-        return f"{folder} is in none of this host's shared directories ([storage] shared_dirs)"
+    def _store(self, directory: str) -> RecordStore:
+        if not directory.startswith(ETCD):
+            return self._files
+        if self._etcd is None:
+            raise StorageFailed(f"the record is in {directory}, and this host has no [storage.etcd] any more")
+        return self._etcd
 
-    def _latest(self, directory: str, guest_id: str) -> Ownership | None:
-        record_name(guest_id, 1)  # refuses an identity that could name something else
-        folder = Path(directory)
-        try:
-            names = self._record_names(folder, guest_id)
-            if not names:
-                return None
-            record = parse_record(_read_regular(folder / names[-1], MAX_RECORD_BYTES + 1))
-        except FileNotFoundError:
-            return None
-        except OSError as exc:
+    async def _insist_on_no_older(self, guest_id: str) -> None:
+        """A guest without a record in etcd may have one from before this host had etcd: that one still counts."""
+        older = await self._files.latest(self._first_dir, guest_id)
+        if older is not None:
             raise StorageFailed(
-                f"the ownership record in {directory} cannot be read: {exc.strerror}"
-            ) from exc
-        if record_name(record.guest_id, record.generation) != names[-1]:
-            raise RecordInvalid(f"{folder / names[-1]} speaks of another guest or generation")
-        return record
-
-    def _record_names(self, folder: Path, guest_id: str) -> list[str]:
-        digits = len(record_name(guest_id, 1)) - len(guest_id) - 1
-        names = [
-            name
-            for name in os.listdir(folder)
-            if name.startswith(f"{guest_id}.")
-            and len(name) == len(guest_id) + 1 + digits
-            and name[-digits:].isdecimal()
-        ]
-        return sorted(names)
-
-    def _write_aside(self, folder: Path, wanted: Ownership) -> Path:
-        aside = folder / f".claim-{secrets.token_hex(8)}"
-        record_name(wanted.guest_id, wanted.generation)  # refuses what could not be linked
-        try:
-            folder.mkdir(mode=0o770, exist_ok=True)
-            _write_new(aside, format_record(wanted))
-        except OSError as exc:
-            raise _not_made(folder, exc) from exc
-        return aside
-
-    def _claim(self, directory: str, wanted: Ownership, staged: Path | None) -> Ownership:
-        folder = Path(directory)
-        name = record_name(wanted.guest_id, wanted.generation)
-        aside = staged or self._write_aside(folder, wanted)
-        try:
-            try:
-                os.link(aside, folder / name)
-            except FileExistsError:
-                pass  # taken: by somebody else, or by ourselves and the answer was lost
-            finally:
-                aside.unlink()
-            _sync_folder(folder)
-        except OSError as exc:
-            raise _not_made(folder, exc) from exc
-        # A record of an older generation may have been made anew after it was cleared away: the newest counts.
-        standing = self._latest(directory, wanted.guest_id)
-        if standing is None:
-            raise StorageFailed(f"{directory} does not show the record that was just made there")
-        if standing.generation > wanted.generation:
-            self._withdraw(folder / name, wanted)
-        return standing
-
-    def _withdraw(self, path: Path, wanted: Ownership) -> None:
-        try:
-            if parse_record(_read_regular(path, MAX_RECORD_BYTES + 1)) == wanted:
-                path.unlink()
-        except (OSError, RecordInvalid):
-            pass  # an old record decides nothing; it is only untidy
-
-    def _tidy(self, directory: str, guest_id: str) -> None:
-        folder = Path(directory)
-        # Nothing depends on it: what cannot be cleared away now will be after the next move.
-        with contextlib.suppress(OSError):
-            for name in self._record_names(folder, guest_id)[:-KEPT_RECORDS]:
-                (folder / name).unlink()
-
-    async def _in_thread(self, call: Callable[[], _T]) -> _T:
-        """Run a blocking call; a server that hangs is StorageFailed, its thread is left to end by itself."""
-        try:
-            with anyio.fail_after(self._timeout_s):
-                return await anyio.to_thread.run_sync(call, abandon_on_cancel=True, limiter=self._threads)
-        except TimeoutError as exc:
-            raise StorageFailed(f"the shared storage did not answer within {self._timeout_s:g} s") from exc
+                f"etcd has no record of this guest, and {self._first_dir} has one from before: generation "
+                f"{older.generation} belongs to {older.owner}. Make sure that it runs there and nowhere else, then "
+                f"remove {self._first_dir}/{guest_id}.*"
+            )
 
 
-def _not_made(folder: Path, error: OSError) -> StorageFailed:
-    return StorageFailed(
-        f"the ownership record in {folder} cannot be made: {os.strerror(error.errno or errno.EIO)}"
-    )
-
-
-def _write_new(path: Path, content: bytes) -> None:
-    """Make a file that was not there, durable before this returns."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(path, flags, 0o640)
+def _beside_first_disk(guest: GuestFacts) -> str | None:
+    """Give the ownership directory beside the first disk, or None where that is no file. Blocks; paths are hostile."""
+    path = guest.disks[0].path if guest.disks else ""
+    if not path.startswith("/") or "\0" in path:
+        return None
     try:
-        left = memoryview(content)
-        while left:  # a file system with little room left takes a part, and says so only at the next write
-            left = left[os.write(descriptor, left) :]
-        os.fsync(descriptor)
-    except OSError:
-        path.unlink(missing_ok=True)
-        raise
-    finally:
-        os.close(descriptor)
-
-
-def _read_regular(path: Path, max_bytes: int) -> bytes:
-    """Read a small regular file; a link, device or pipe in its place is refused and never waited for."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "is no regular file")
-        return os.read(descriptor, max_bytes)
-    finally:
-        os.close(descriptor)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        if stat.S_ISBLK(os.stat(path).st_mode):
+            return None
+        return str(Path(os.path.realpath(path)).parent / OWNERSHIP_DIR)
+    except FileNotFoundError:
+        return str(Path(os.path.realpath(path)).parent / OWNERSHIP_DIR)
+    except OSError as exc:
+        raise StorageFailed(f"{path} cannot be looked at: {exc.strerror}") from exc

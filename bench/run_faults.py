@@ -19,6 +19,7 @@ from agents.testguest.image import KernelMissing, find_kernel
 from tests.reliability.kills import Role, try_kills
 from tests.reliability.links import LAST_PIECES, try_black_holes, try_cuts
 from tests.reliability.stage import Kind, Tally
+from tests.reliability.storage import try_storage_faults
 
 QUESTION = "What becomes of a guest when things fail, all the way through real moves?"
 
@@ -35,7 +36,9 @@ def run(smoke: bool) -> dict[str, object]:
     for kind in kinds:
         for loop in LOOPS[:1] if smoke else LOOPS:
             figures |= dict(_tried(kind, loop, smoke))
-    return figures
+    storage, of_note = anyio.run(partial(try_storage_faults, every=SMOKE_EVERY if smoke else 1))
+    figures |= dict(_shown("storage", storage))
+    return figures | {f"storage_{name}": count for name, count in of_note.items()}
 
 
 def _tried(kind: Kind, loop: str, smoke: bool) -> Iterator[tuple[str, object]]:

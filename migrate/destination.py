@@ -27,6 +27,7 @@ from migrate.errors import (
     GuestRefused,
     JournalFailed,
     MigrationError,
+    NotRecorded,
     SetupRefused,
     StorageFailed,
     first_failure,
@@ -108,7 +109,7 @@ async def inspect(
         host=await hypervisor.host_facts(request.guest),
         objections=await hypervisor.objections(request.guest),
         readings=await storage.read_probes(request.probes),
-        ownership_error=await storage.check_ownership_dir(request.ownership_dir),
+        ownership_error=await storage.check_ownership_dir(request.ownership_dir, request.guest),
         reserved_bytes=reserved_bytes,
     )
 
@@ -195,6 +196,10 @@ class IncomingMigration:
             raise SetupRefused("the keys have the wrong length")
         self.guest_id, self.guest_name = request.guest.guest_id, request.guest.name
         self.source_host = request.source_host
+        if request.source_host == ports.host:
+            raise SetupRefused(
+                f"both hosts are named {ports.host}: neither could tell its own record from the other's"
+            )
         self._guest = request.guest
         self._directory = request.ownership_dir
         await self._check_generation(request)
@@ -269,7 +274,7 @@ class IncomingMigration:
 
     async def _check_generation(self, request: Prepare) -> None:
         """The source must own the guest by the record that this end sees."""
-        problem = await self._ports.storage.check_ownership_dir(request.ownership_dir)
+        problem = await self._ports.storage.check_ownership_dir(request.ownership_dir, request.guest)
         if problem is not None:
             raise SetupRefused(f"the ownership record cannot be kept in {request.ownership_dir}: {problem}")
         latest = await self._ports.storage.latest(request.ownership_dir, request.guest.guest_id)
@@ -337,6 +342,8 @@ class IncomingMigration:
         wanted, started_s = self._wanted, time.perf_counter()
         try:
             standing = await self._ports.storage.claim(self._directory, wanted)
+        except NotRecorded as exc:
+            return await self._give_way(f"the claim is known not to be recorded: {exc}")
         except (StorageFailed, RecordInvalid) as exc:
             await self._doubt(f"nobody knows whether the claim was recorded: {exc}")
             raise PeerRefused("in-doubt", str(exc)) from exc

@@ -28,6 +28,7 @@ __all__ = [
     "PreflightRefused",
     "RollbackIncomplete",
     "SetupRefused",
+    "NotRecorded",
     "StorageFailed",
     "TooLate",
     "first_failure",
@@ -96,6 +97,10 @@ class JournalFailed(MigrationError):
 
 class StorageFailed(MigrationError):
     """The shared storage did not do what was asked, or nobody knows whether it did."""
+
+
+class NotRecorded(StorageFailed):
+    """The shared storage is known not to have made a record, and nothing that was asked of it can still make it."""
 
 
 def first_failure(error: BaseException) -> BaseException:

@@ -44,7 +44,7 @@ class Asker:
 
 
 async def run_preflight(
-    guest: RunningGuest, asker: Asker, storage: SharedStorage, *, resumes: str = ""
+    guest: RunningGuest, asker: Asker, storage: SharedStorage, *, source_host: str, resumes: str = ""
 ) -> PreflightReport:
     """Ask both ends and judge; `resumes` names an earlier attempt. The probes are cleared, whatever happens."""
     probes, nonces = await storage.plant(guest.facts.disks)
@@ -54,7 +54,7 @@ async def run_preflight(
                 protocol=PROTOCOL,
                 guest=guest.facts,
                 probes=probes,
-                ownership_dir=storage.ownership_dir(guest.facts),
+                ownership_dir=await storage.ownership_dir(guest.facts),
                 resumes=resumes,
             ),
             Inspected,
@@ -65,6 +65,7 @@ async def run_preflight(
     return examine(
         Inspection(
             guest=guest.facts,
+            source_host=source_host,
             host=inspected.host,
             objections=inspected.objections,
             nonces=nonces,
@@ -76,12 +77,18 @@ async def run_preflight(
 
 
 async def dry_run(
-    guest_id: str, hypervisor: Hypervisor, caller: Caller, storage: SharedStorage, *, timeout_s: float
+    guest_id: str,
+    hypervisor: Hypervisor,
+    caller: Caller,
+    storage: SharedStorage,
+    *,
+    source_host: str,
+    timeout_s: float,
 ) -> PreflightReport:
     """Run the preflight of a move that is not made."""
     guest = await hypervisor.open_guest(guest_id)
     try:
-        return await run_preflight(guest, Asker(caller, timeout_s), storage)
+        return await run_preflight(guest, Asker(caller, timeout_s), storage, source_host=source_host)
     finally:
         with anyio.CancelScope(shield=True):
             await guest.release()

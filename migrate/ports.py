@@ -292,12 +292,12 @@ class SharedStorage(Protocol):
 
     async def clear(self, probes: Sequence[Probe]) -> None: ...
 
-    def ownership_dir(self, guest: GuestFacts) -> str:
-        """Where the guest's ownership records belong."""
+    async def ownership_dir(self, guest: GuestFacts) -> str:
+        """Where the guest's ownership records belong. Raises StorageFailed."""
         ...
 
-    async def check_ownership_dir(self, directory: str) -> str | None:
-        """Say why records cannot be kept there, or None. The path is hostile."""
+    async def check_ownership_dir(self, directory: str, guest: GuestFacts) -> str | None:
+        """Say why this guest's records cannot be kept there, or None. All of it is hostile."""
         ...
 
     async def latest(self, directory: str, guest_id: str) -> Ownership | None:
@@ -308,7 +308,7 @@ class SharedStorage(Protocol):
         """Create the record unless its generation is taken; give the one that stands now.
 
         The record is durable when this returns; it is ours exactly if it equals `wanted`.
-        Raises StorageFailed: nobody knows whether it was created.
+        Raises StorageFailed: nobody knows whether it was created; NotRecorded: it was not, and will not be.
         """
         ...
 

@@ -49,12 +49,14 @@ class Reading:
 class Inspection:
     """Everything that one preflight judges.
 
+    `source_host` is the source's name.
     `nonces` are what the source wrote for each disk, `readings` what the destination read there.
     `ownership_error` says why the destination could not keep an ownership record, if it could not. `objections` are
     the destination's driver's.
     """
 
     guest: GuestFacts
+    source_host: str
     host: HostFacts
     nonces: dict[str, bytes]
     readings: tuple[Reading, ...]
@@ -97,6 +99,7 @@ def examine(inspection: Inspection) -> PreflightReport:
     """Run every check."""
     findings: list[Finding] = []
     for check in (
+        _names,
         _hypervisor,
         _machine,
         _cpu,
@@ -109,6 +112,22 @@ def examine(inspection: Inspection) -> PreflightReport:
     ):
         findings.extend(check(inspection))
     return PreflightReport(findings=tuple(findings))
+
+
+def _names(inspection: Inspection) -> Iterator[Finding]:
+    """An ownership record tells hosts apart by their names."""
+    source, destination = inspection.source_host, inspection.host.name
+    if source != destination:
+        yield Finding(
+            check="names", severity=Severity.OK, found=f"{source} and {destination} have different names"
+        )
+    else:
+        yield Finding(
+            check="names",
+            severity=Severity.REFUSED,
+            found=f"both hosts are named {source}: neither could tell its own ownership record from the other's",
+            remedy="Give each host a name of its own ([agent] name) and a certificate for it",
+        )
 
 
 def _hypervisor(inspection: Inspection) -> Iterator[Finding]:

@@ -163,7 +163,7 @@ class OutgoingMigration:
         self._guest = guest = await ports.hypervisor.open_guest(self._guest_id)
         self._undo.push("the hold on the guest", guest.release)
         facts = guest.facts
-        self._directory = ports.storage.ownership_dir(facts)
+        self._directory = await ports.storage.ownership_dir(facts)
         latest = await ports.storage.latest(self._directory, facts.guest_id)
         if latest is None:
             first = Ownership(
@@ -422,7 +422,10 @@ class OutgoingMigration:
         self._is_suspended = True
 
     async def _examine(self, guest: RunningGuest) -> None:
-        report = await run_preflight(guest, self._asker, self._ports.storage, resumes=self._settings.resumes)
+        settings = self._settings
+        report = await run_preflight(
+            guest, self._asker, self._ports.storage, source_host=settings.host, resumes=settings.resumes
+        )
         if not report.is_passed:
             raise PreflightRefused(report.problems)
 

@@ -117,6 +117,7 @@ class Outgoing:
                 self._host.hypervisors[facts.hypervisor],
                 session,
                 self._host.storage,
+                source_host=self._host.settings.agent.name,
                 timeout_s=self._host.settings.limits.outage_s,
             )
         finally:

@@ -230,6 +230,12 @@ class Recovery:
     async def _settle_incoming(self, job: Job, unfinished: _Unfinished) -> None:
         """The guest is ours only if we recorded our claim; nothing is claimed now."""
         latest = await self._host.storage.latest(unfinished.ownership_dir, unfinished.guest_id)
+        if latest is None or latest.generation < unfinished.claim.generation - 1:
+            # What was there when the move began is gone: another storage is mounted, or none.
+            raise InDoubt(
+                f"{unfinished.ownership_dir} does not show generation {unfinished.claim.generation - 1} of the "
+                f"ownership record of {unfinished.guest_name}, which was there when the move began"
+            )
         incoming = await self._left_incoming(unfinished.guest_id)
         if latest is not None and _is_ours(latest, unfinished.claim):
             guest = incoming or await self._running(unfinished.guest_id)

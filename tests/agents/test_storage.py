@@ -16,8 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.storage import KEPT_RECORDS, MAX_PROBE_BYTES, OWNERSHIP_DIR, PROBE_PREFIX, SharedDirs
-from migrate.errors import StorageFailed
+from agents.ownership.files import KEPT_RECORDS, OWNERSHIP_DIR, FileRecords
+from agents.ownership.threads import StorageThreads
+from agents.storage import MAX_PROBE_BYTES, PROBE_PREFIX, SharedDirs
+from migrate.errors import NotRecorded, StorageFailed
 from migrate.facts import CpuFacts, DiskFacts, GuestFacts
 from migrate.ownership import Ownership, RecordInvalid, format_record, next_generation, record_name
 from migrate.preflight import Probe
@@ -94,10 +96,20 @@ async def test_a_claim_that_nobody_made_before_is_ours_and_can_be_read_by_the_ot
 
 
 async def test_a_generation_that_is_taken_is_not_taken_twice(storage: SharedDirs, records: Path) -> None:
+    write_record(records, record(1))
     theirs = record(2, "host-b")
     assert await storage.claim(str(records), theirs) == theirs
     assert await storage.claim(str(records), record(2, "host-a")) == theirs
-    assert names_in(records) == [record_name(GUEST_ID, 2)]
+    assert names_in(records) == [record_name(GUEST_ID, 1), record_name(GUEST_ID, 2)]
+
+
+async def test_nothing_is_claimed_where_the_record_of_before_is_not_shown(
+    storage: SharedDirs, records: Path
+) -> None:
+    # An empty mount point: every host that has one would win there.
+    with pytest.raises(NotRecorded, match="mounted"):
+        await storage.claim(str(records), record(2))
+    assert names_in(records) == []
 
 
 async def test_our_own_record_of_a_claim_whose_answer_was_lost_is_ours(
@@ -108,6 +120,8 @@ async def test_our_own_record_of_a_claim_whose_answer_was_lost_is_ours(
 
 
 def test_of_many_who_claim_at_once_exactly_one_wins(shared: Path) -> None:
+    (shared / OWNERSHIP_DIR).mkdir()
+    write_record(shared / OWNERSHIP_DIR, record(1))
     directory = str(shared / OWNERSHIP_DIR)
     start = threading.Barrier(CLAIMERS)
 
@@ -120,7 +134,7 @@ def test_of_many_who_claim_at_once_exactly_one_wins(shared: Path) -> None:
         outcomes = list(pool.map(claim, range(CLAIMERS)))
     assert sum(wanted == standing for wanted, standing in outcomes) == 1
     assert len({standing for _, standing in outcomes}) == 1
-    assert names_in(shared / OWNERSHIP_DIR) == [record_name(GUEST_ID, 2)]
+    assert names_in(shared / OWNERSHIP_DIR) == [record_name(GUEST_ID, 1), record_name(GUEST_ID, 2)]
 
 
 async def test_a_claim_of_a_generation_long_gone_is_withdrawn_and_the_newest_stands(
@@ -208,11 +222,11 @@ async def test_a_full_disk_makes_no_record_and_says_so(tiny_disk: Path) -> None:
     with contextlib.suppress(OSError), (tiny_disk / "filler").open("wb", buffering=0) as filler:
         while filler.write(bytes(4096)):
             pass
-    with pytest.raises(StorageFailed, match="No space left"):
+    with pytest.raises(NotRecorded, match="No space left"):
         await storage.claim(directory, record(2, "host-b"))
     assert await storage.latest(directory, GUEST_ID) == record(1)
     assert names_in(tiny_disk / OWNERSHIP_DIR) == [record_name(GUEST_ID, 1)]
-    assert "No space left" in (await storage.check_ownership_dir(directory) or "")
+    assert "No space left" in (await storage.check_ownership_dir(directory, facts_with()) or "")
     probes, nonces = await storage.plant([disk(tiny_disk / "guest.img")])
     assert (probes, nonces) == ((), {})
 
@@ -235,8 +249,8 @@ async def test_a_read_only_disk_is_said_and_can_still_be_read(tiny_disk: Path) -
     await storage.claim(directory, record(1))
     probes, _ = await storage.plant([disk(tiny_disk / "guest.img")])
     await anyio.run_process(["mount", "-o", "remount,ro", str(tiny_disk)])
-    assert "Read-only" in (await storage.check_ownership_dir(directory) or "")
-    with pytest.raises(StorageFailed, match="Read-only"):
+    assert "Read-only" in (await storage.check_ownership_dir(directory, facts_with()) or "")
+    with pytest.raises(NotRecorded, match="Read-only"):
         await storage.claim(directory, record(2))
     assert await storage.latest(directory, GUEST_ID) == record(1)
     await storage.clear(probes)  # cannot, and that ends nothing
@@ -274,18 +288,18 @@ async def test_a_staged_claim_of_a_generation_that_is_taken_loses(shared: Path) 
     assert len(names_in(shared / OWNERSHIP_DIR)) == 1
 
 
-class HangingDirs(SharedDirs):
+class HangingDirs(FileRecords):
     """A storage server that does not answer until it is told to."""
 
     def __init__(self, shared: Path) -> None:
-        super().__init__([shared], timeout_s=0.02)
+        super().__init__([shared], StorageThreads(0.02))
         self.answers = threading.Event()
         self.has_claimed = threading.Event()
 
-    def _claim(self, directory: str, wanted: Ownership, staged: Path | None) -> Ownership:
+    def _claim(self, folder: Path, wanted: Ownership, staged: Path | None) -> Ownership:
         self.answers.wait(30)
         try:
-            return super()._claim(directory, wanted, staged)
+            return super()._claim(folder, wanted, staged)
         finally:
             self.has_claimed.set()
 
@@ -341,14 +355,14 @@ async def test_records_belong_beside_the_first_disk_or_else_in_the_first_shared_
 ) -> None:
     (shared / "web").mkdir()
     beside = facts_with(disk(shared / "web" / "a.img"), disk(shared / "b.img"))
-    assert storage.ownership_dir(beside) == str(shared / "web" / OWNERSHIP_DIR)
-    assert storage.ownership_dir(facts_with()) == str(shared / OWNERSHIP_DIR)
+    assert await storage.ownership_dir(beside) == str(shared / "web" / OWNERSHIP_DIR)
+    assert await storage.ownership_dir(facts_with()) == str(shared / OWNERSHIP_DIR)
 
 
 async def test_a_directory_where_records_can_be_kept_is_accepted_and_left_clean(
     storage: SharedDirs, shared: Path
 ) -> None:
-    assert await storage.check_ownership_dir(str(shared / OWNERSHIP_DIR)) is None
+    assert await storage.check_ownership_dir(str(shared / OWNERSHIP_DIR), facts_with()) is None
     assert names_in(shared / OWNERSHIP_DIR) == []
 
 
@@ -375,7 +389,7 @@ async def test_no_directory_outside_of_the_shared_ones_is_touched(
         f"{shared}/\0/{OWNERSHIP_DIR}",
         f"{shared}/{'x' * 300}/{OWNERSHIP_DIR}",
     ):
-        assert await storage.check_ownership_dir(hostile) is not None, hostile
+        assert await storage.check_ownership_dir(hostile, facts_with()) is not None, hostile
     assert os.stat(outside / OWNERSHIP_DIR).st_mtime_ns == before
     assert not (shared / OWNERSHIP_DIR).exists()
 
@@ -455,6 +469,6 @@ def test_no_path_of_a_peer_raises(paths: list[str], directory: str) -> None:
         storage = SharedDirs([Path("/nonexistent-shared-directory")])
         readings = await storage.read_probes([Probe(disk="d", path=path) for path in paths])
         assert all(reading.error for reading in readings)
-        assert await storage.check_ownership_dir(directory)
+        assert await storage.check_ownership_dir(directory, facts_with())
 
     anyio.run(ask)

@@ -16,6 +16,7 @@ HOST = HostFacts(
 )
 GOOD = Inspection(
     guest=FACTS,
+    source_host="host-a",
     host=HOST,
     nonces={DISK.name: b"nonce"},
     readings=(Reading(disk=DISK.name, content=b"nonce", error=None),),
@@ -31,6 +32,7 @@ def test_a_good_pair_passes_with_a_finding_for_every_check() -> None:
     report = examine(GOOD)
     assert report.is_passed
     assert {f.check for f in report.findings} == {
+        "names",
         "hypervisor",
         "machine",
         "cpu-features",
@@ -43,6 +45,7 @@ def test_a_good_pair_passes_with_a_finding_for_every_check() -> None:
 
 def test_each_problem_is_refused_alone() -> None:
     changes = {
+        "names": replace(GOOD, source_host=HOST.name),
         "hypervisor": replace(GOOD, host=replace(HOST, hypervisor="other")),
         "machine": replace(GOOD, host=replace(HOST, machines=("fake-0",))),
         "guest-blocked": replace(GOOD, guest=replace(FACTS, blockers=("VFIO",))),

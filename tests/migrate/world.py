@@ -291,10 +291,10 @@ class StorageOfHost:
         for probe in probes:
             self.shared.files.pop(probe.path, None)
 
-    def ownership_dir(self, guest: GuestFacts) -> str:
+    async def ownership_dir(self, guest: GuestFacts) -> str:
         return DIRECTORY
 
-    async def check_ownership_dir(self, directory: str) -> str | None:
+    async def check_ownership_dir(self, directory: str, guest: GuestFacts) -> str | None:
         return None if directory == DIRECTORY else "not a shared directory"
 
     async def latest(self, directory: str, guest_id: str) -> Ownership | None:
@@ -467,6 +467,10 @@ class World:
         return self.hosts["a"].by_id[FACTS.guest_id]
 
     # -- the two ends
+
+    def become(self, destination: str) -> None:
+        """Begin the destination's side anew, by this name and with the storage and journal that are there now."""
+        self.incoming = IncomingMigration("migration-1", replace(self._destination_ports(), host=destination))
 
     def _destination_ports(self) -> DestinationPorts:
         async def open_receiver(request: Prepare, consumer: PayloadConsumer) -> InMemoryReceiver:

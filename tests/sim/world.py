@@ -246,10 +246,10 @@ class SimStorage:
         for probe in probes:
             self._world.files.pop(probe.path, None)
 
-    def ownership_dir(self, guest: GuestFacts) -> str:
+    async def ownership_dir(self, guest: GuestFacts) -> str:
         return f"/shared/{guest.guest_id}"
 
-    async def check_ownership_dir(self, directory: str) -> str | None:
+    async def check_ownership_dir(self, directory: str, guest: GuestFacts) -> str | None:
         return None
 
     async def latest(self, directory: str, guest_id: str) -> Ownership | None:

@@ -231,7 +231,7 @@ async def preparation(fleet: Fleet, **changed: object) -> Prepare:
     hypervisor = EmbeddedHypervisor(fleet.guests_dir("host-b"), "host-b")
     (facts,) = await hypervisor.guests()
     storage = SharedDirs([fleet.shared])
-    directory = storage.ownership_dir(facts)
+    directory = await storage.ownership_dir(facts)
     first = Ownership(guest_id=facts.guest_id, generation=1, owner="host-b", migration_id="m")
     await storage.claim(directory, first)
     honest = Prepare(

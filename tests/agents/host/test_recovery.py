@@ -73,6 +73,11 @@ class Here:
             "ownership_dir": str(self.directory),
         }
 
+    async def own(self, record: Ownership) -> None:
+        """Make a record, and the one before it."""
+        await self.storage.claim(str(self.directory), OWNED)
+        await self.storage.claim(str(self.directory), record)
+
     def guest(self, *, is_loaded: bool = False) -> FakeGuest:
         """Leave a guest that stands still; `is_loaded` is one that has never run here."""
         guest = FakeGuest(self.hypervisor.world, self.hypervisor.host, FACTS, is_running=False)
@@ -145,8 +150,8 @@ async def test_a_source_in_doubt_takes_a_guest_that_nobody_has_taken(tmp_path: P
 async def test_a_source_in_doubt_ends_its_copy_of_a_guest_that_was_taken(tmp_path: Path) -> None:
     here = Here(tmp_path, "host-a")
     here.journal("started", "commit-may-leave")
-    await here.storage.claim(str(here.directory), claim_of("host-b"))
-    await here.storage.claim(str(here.directory), runs_at("host-b"))
+    await here.own(claim_of("host-b"))
+    await here.own(runs_at("host-b"))
     guest = here.guest()
     await here.recovery.take_up()
     assert here.job.phase is Phase.COMPLETE
@@ -162,7 +167,7 @@ async def test_a_source_in_doubt_keeps_its_copy_until_the_destination_has_said_h
     monkeypatch.setattr("agents.host.recovery.SETTLE_EVERY_S", 0.01)
     here = Here(tmp_path, "host-a")
     here.journal("started", "commit-may-leave")
-    await here.storage.claim(str(here.directory), claim_of("host-b"))
+    await here.own(claim_of("host-b"))
     guest = here.guest()
     await here.recovery.take_up()
     # It may not have started there, and may be given back: this is then the last copy.
@@ -214,7 +219,7 @@ async def test_storage_that_does_not_answer_leaves_a_job_that_resolve_settles(
 async def test_a_destination_that_had_claimed_runs_the_guest(tmp_path: Path) -> None:
     here = Here(tmp_path, "host-b")
     here.journal("prepared", "may-claim")
-    await here.storage.claim(str(here.directory), claim_of("host-b"))
+    await here.own(claim_of("host-b"))
     guest = here.guest(is_loaded=True)
     await here.recovery.take_up()
     assert here.job.phase is Phase.COMPLETE
@@ -236,7 +241,7 @@ async def test_a_destination_that_had_not_claimed_leaves_nothing(tmp_path: Path)
 async def test_a_destination_whose_guest_is_gone_says_where_the_last_copy_is(tmp_path: Path) -> None:
     here = Here(tmp_path, "host-b")
     here.journal("prepared", "may-claim")
-    await here.storage.claim(str(here.directory), claim_of("host-b"))
+    await here.own(claim_of("host-b"))
     await here.recovery.take_up()
     assert here.job.phase is Phase.IN_DOUBT
     with pytest.raises(InDoubt, match="The stopped copy on host-a may be the last one"):
@@ -272,7 +277,7 @@ async def test_a_move_that_was_being_given_up_does_not_go_on(tmp_path: Path) -> 
 async def test_a_move_whose_guest_was_taken_over_does_not_go_on(tmp_path: Path) -> None:
     here = Here(tmp_path, "host-a")
     here.journal("started", "commit-may-leave", order=ORDER)
-    await here.storage.claim(str(here.directory), claim_of("host-b"))
+    await here.own(claim_of("host-b"))
     here.guest()
     assert await here.recovery.take_up() == []
 
@@ -299,3 +304,18 @@ async def test_a_journal_that_ended_is_nobodys_doubt(tmp_path: Path) -> None:
     await here.recovery.take_up()
     assert list(here.jobs) == []
     assert here.open_journals == 0
+
+
+@pytest.mark.parametrize("shows", [None, 1])
+async def test_a_destination_whose_storage_is_another_one_ends_nothing(
+    tmp_path: Path, shows: int | None
+) -> None:
+    here = Here(tmp_path, "host-b")
+    here.journal("prepared", "may-claim")
+    if shows is not None:
+        await here.storage.claim(str(here.directory), replace(OWNED, guest_id="somebody-else"))
+    guest = here.guest(is_loaded=True)
+    await here.recovery.take_up()
+    assert here.job.phase is Phase.IN_DOUBT
+    assert here.hypervisor.loaded[FACTS.guest_id] is guest
+    assert here.open_journals == 1

@@ -68,7 +68,10 @@ MAX_TEXT_BYTES: Final = 256 * KIB  # one string; a preflight report in JSON is t
 # either. The configuration takes no bound for dead peers below MIN_DEAD_PEER_S.
 WORKING_EVERY_S: Final = 0.4
 MIN_DEAD_PEER_S: Final = 1.0
-MAX_SESSIONS: Final = 64  # sessions an agent remembers; each keeps its last reply
+# Sessions that an agent remembers; each keeps its last reply. Of one peer as many as guests may come at once (64), and
+# of all four times that: no peer alone shuts the others out.
+MAX_SESSIONS: Final = 256
+MAX_SESSIONS_PER_OWNER: Final = 64
 # A guest's name and its identity, as a peer gives them: our own have 63 and 36. They are kept with a job and stand in
 # every list of jobs, which must fit into one message.
 MAX_GUEST_NAME_CHARS: Final = 255

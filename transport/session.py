@@ -324,10 +324,12 @@ class CallServer:
         schema: Schema,
         *,
         max_sessions: int = limits.MAX_SESSIONS,
+        max_per_owner: int = limits.MAX_SESSIONS_PER_OWNER,
         on_error: Callable[[Exception], None] | None = None,
     ) -> None:
         self._schema = schema
         self._max_sessions = max_sessions
+        self._max_per_owner = max_per_owner
         self._on_error = on_error
         self._sessions: dict[bytes, _Session] = {}
         self._tasks: anyio.abc.TaskGroup | None = None
@@ -387,9 +389,19 @@ class CallServer:
         finally:
             await channel.aclose()
 
-    def forget(self, session_id: bytes) -> None:
-        """Let go of a session whose caller needs no more answers; a running handler goes on."""
-        self._sessions.pop(session_id, None)
+    def remembers(self, session_id: bytes, owner: str) -> bool:
+        """Tell whether there is such a session of that peer."""
+        session = self._sessions.get(session_id)
+        return session is not None and session.owner == owner
+
+    def forget(self, session_id: bytes, owner: str | None = None) -> None:
+        """Let go of a session whose caller needs no more answers; a running handler goes on.
+
+        With `owner` only if it is that one's: who attaches to a session of somebody else must not end it.
+        """
+        session = self._sessions.get(session_id)
+        if session is not None and owner in (None, session.owner):
+            del self._sessions[session_id]
 
     def _session(self, attach: Attach, owner: str) -> _Session | Refusal:
         session = self._sessions.get(attach.session_id)
@@ -407,6 +419,13 @@ class CallServer:
                 seq=0,
                 code=TOO_MANY_SESSIONS,
                 text=f"{self._max_sessions} sessions are open here, no more are taken",
+            )
+        owned = sum(1 for each in self._sessions.values() if each.owner == owner)
+        if owned >= self._max_per_owner:
+            return Refusal(
+                seq=0,
+                code=TOO_MANY_SESSIONS,
+                text=f"{owned} sessions of {owner or 'this peer'} are open here, no more are taken",
             )
         session = self._sessions[attach.session_id] = _Session(owner)
         return session

@@ -41,6 +41,7 @@ from agents.host.gate import UNKNOWN_GUEST, Gate, names_among
 from agents.host.incoming import Incoming
 from agents.host.jobs import Job, JobTable, UnknownJob
 from agents.host.outgoing import Draining, Outgoing, TooManyMigrations, UnknownHost
+from agents.host.pace import Pace
 from agents.host.recovery import Recovery
 from agents.logs import get_logger, log_event
 from migrate.controls import Controls
@@ -104,6 +105,7 @@ class ControlService:
         self._recovery = recovery
         self._host_view = host_view
         self._gate = gate
+        self._pace = Pace()
 
     async def serve(self, channel: MessageChannel, peer: Identity, address: str = "") -> None:
         """Serve one channel of a peer at `address` until it ends, and close it."""
@@ -125,6 +127,7 @@ class ControlService:
             first = await channel.receive()
         if waiting.cancelled_caught:
             return
+        await self._in_pace(peer)
         if not isinstance(first, Attach):
             raise BadMessage(f"an agent attaches to a session, this one sent {type(first).__name__}")
         await self._incoming.serve(channel, first, peer.name, address)
@@ -135,6 +138,7 @@ class ControlService:
                 request = await channel.receive()
             if waiting.cancelled_caught:
                 return
+            await self._in_pace(peer)
             answer: object
             try:
                 await self._decide(request, peer, address)
@@ -154,6 +158,12 @@ class ControlService:
                     text=f"{type(request).__name__} failed inside the agent ({type(exc).__name__}); its log has more",
                 )
             await channel.send(answer)
+
+    async def _in_pace(self, peer: Identity) -> None:
+        """Hold a peer that asks too often. Within a session an agent is not held: its calls come one by one, the last
+        of them in the guest's downtime."""
+        if (wait_s := self._pace.wait_s(peer, anyio.current_time())) > 0:
+            await anyio.sleep(wait_s)
 
     async def _decide(self, request: object, peer: Identity, address: str) -> None:
         """Ask the rules before anything is done. What is no request of an operator is refused by `_answer`."""

@@ -93,20 +93,38 @@ class Incoming:
         self._data = data
         self._tasks = tasks
         self._sessions: dict[bytes, _Session] = {}
+        # Sessions whose channel has ended before a call came: whose, and when.
+        self._uncalled: dict[bytes, tuple[str, float]] = {}
         self.is_draining = False
 
     async def serve(self, channel: MessageChannel, attach: Attach, peer: str, address: str) -> None:
         """Serve one control channel of the agent `peer` at `address` until it ends."""
         session_id = attach.session_id
 
+        is_denied = False
+
         async def handle(request: object) -> object:
-            self._decide(request, peer, address)
+            nonlocal is_denied
+            try:
+                self._decide(request, peer, address)
+            except PeerRefused:
+                is_denied = True
+                raise
             return await self._handle(session_id, request, peer)
 
-        await self._server.serve(channel, handle, attach=attach, owner=peer)
-        session = self._sessions.get(session_id)
-        if session is not None and session.job is None and session.migration.phase is Phase.SETUP:
-            self._forget(session_id)
+        try:
+            await self._server.serve(channel, handle, attach=attach, owner=peer)
+        finally:
+            # Also when the peer misbehaved or was cut: the server remembers only so many sessions.
+            session = self._sessions.get(session_id)
+            if session is None:
+                if is_denied:
+                    self._forget(session_id, peer)
+                elif self._server.remembers(session_id, peer):
+                    # Its first call may still come, on another channel; `watch` does not wait for it for ever.
+                    self._uncalled[session_id] = (peer, anyio.current_time())
+            elif session.peer == peer and session.job is None and session.migration.phase is Phase.SETUP:
+                self._forget(session_id, peer)
 
     async def watch(self) -> None:
         """Abandon what nobody works on any more; runs until cancelled."""
@@ -115,6 +133,12 @@ class Incoming:
             now_s = anyio.current_time()
             for session_id, session in list(self._sessions.items()):
                 await self._look_at(session_id, session, now_s)
+            patience_s = self._patience_s()
+            for session_id, (peer, left_at_s) in list(self._uncalled.items()):
+                if session_id in self._sessions or now_s - left_at_s > patience_s:
+                    del self._uncalled[session_id]
+                    if session_id not in self._sessions:
+                        self._forget(session_id, peer)
 
     async def abandon_all(self, because: str) -> None:
         """Give up every migration that has not been committed."""
@@ -292,7 +316,7 @@ class Incoming:
         if session.migration.received_bytes != session.received_bytes:
             session.received_bytes = session.migration.received_bytes
             session.heard_at_s = now_s
-        patience_s = self._host.settings.limits.outage_s + self._host.settings.limits.dead_peer_s
+        patience_s = self._patience_s()
         if now_s - session.heard_at_s <= patience_s:
             return
         if session.job is None:
@@ -301,6 +325,10 @@ class Incoming:
         await session.migration.abandon(f"the source was silent for {patience_s:g} s")
         await self._settle(session)
 
-    def _forget(self, session_id: bytes) -> None:
+    def _patience_s(self) -> float:
+        """How long nothing may be heard of a source."""
+        return self._host.settings.limits.outage_s + self._host.settings.limits.dead_peer_s
+
+    def _forget(self, session_id: bytes, owner: str | None = None) -> None:
         self._sessions.pop(session_id, None)
-        self._server.forget(session_id)
+        self._server.forget(session_id, owner)

@@ -96,10 +96,13 @@ async def world(
     fuse: Fuse | None = None,
     *,
     max_sessions: int = 4,
+    max_per_owner: int = 4,
     on_error: Callable[[Exception], None] | None = None,
 ) -> AsyncIterator[World]:
     async with (
-        CallServer(SCHEMA, max_sessions=max_sessions, on_error=on_error) as server,
+        CallServer(
+            SCHEMA, max_sessions=max_sessions, max_per_owner=max_per_owner, on_error=on_error
+        ) as server,
         anyio.create_task_group() as tasks,
     ):
         yield World(server, handler, tasks, fuse or Fuse())
@@ -278,6 +281,25 @@ async def test_one_session_more_than_the_limit_is_refused() -> None:
         with pytest.raises(PeerRefused) as caught:
             await here.session(session_id=b"x" * 16).call(Add(number=9), timeout_s=5)
     assert caught.value.code == TOO_MANY_SESSIONS
+
+
+async def test_no_peer_takes_the_sessions_of_all() -> None:
+    async with world(Adder(), max_sessions=4, max_per_owner=2) as here:
+        here.owner = "host-a"
+        for number in range(2):
+            await here.session(session_id=bytes([number]) * 16).call(Add(number=number), timeout_s=5)
+        with pytest.raises(PeerRefused, match="2 sessions of host-a are open here") as caught:
+            await here.session(session_id=b"x" * 16).call(Add(number=9), timeout_s=5)
+        assert caught.value.code == TOO_MANY_SESSIONS
+        here.owner = "host-x"
+        await here.session(session_id=b"y" * 16).call(Add(number=9), timeout_s=5)
+        # Nobody ends another one's session; one that has ended makes room.
+        here.server.forget(bytes(16), "host-x")
+        assert here.server.remembers(bytes(16), "host-a")
+        assert not here.server.remembers(bytes(16), "host-x")
+        here.server.forget(bytes(16), "host-a")
+        here.owner = "host-a"
+        await here.session(session_id=b"x" * 16).call(Add(number=9), timeout_s=5)
 
 
 async def test_two_calls_at_once_are_a_bug_of_the_caller() -> None:

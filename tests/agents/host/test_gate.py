@@ -7,9 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from agents.api import Cancel, Check, GetHost, ListGuests, ListJobs, Move, Refused, Resolve, Watch
+from agents.api import (
+    Cancel,
+    Check,
+    CheckReport,
+    GetHost,
+    ListGuests,
+    ListJobs,
+    Move,
+    Refused,
+    Resolve,
+    Watch,
+)
+from agents.audit import REFUSALS_PER_MINUTE
 from migrate.phases import Phase
 from tests.agents.host.fleet import Fleet, report_of, running_fleet
+from transport.limits import MAX_SESSIONS_PER_OWNER
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -69,3 +82,19 @@ async def test_what_is_allowed_is_done_and_written_down_at_both_ends(folder: Pat
     assert [(line["verdict"], line["action"], line["rule"]) for line in sent] == [
         ("allowed", "send-guests", "allow[1]")
     ]
+
+
+async def test_who_is_denied_again_and_again_shuts_nobody_out(folder: Path) -> None:
+    async with running_fleet(folder, rules=OPERATORS + SMALL_AGENTS) as fleet:
+        fleet.start_guest("host-a", name="small-1")
+        fleet.start_guest("host-a", name="large-1")
+        async with fleet.operator("host-a") as channel:
+            for _ in range(MAX_SESSIONS_PER_OWNER + 1):
+                await channel.send(Check(guest="large-1", to="host-b"))
+                answer = await channel.receive()
+                assert isinstance(answer, Refused)
+                assert "agent/host-a may not send large-1" in answer.text
+            await channel.send(Check(guest="small-1", to="host-b"))
+            assert isinstance(await channel.receive(), CheckReport)
+    lines = audited(fleet, "host-b")
+    assert len(lines) == REFUSALS_PER_MINUTE

@@ -19,8 +19,10 @@ from typing import Final
 
 from agents import pki
 from agents.authorization import RIGHTS_OF_ROLE, AccessPolicy, AccessRule, Right, is_identity
+from agents.config_etcd import etcd_place
 from agents.errors import ConfigInvalid, PkiRefused, SettingsError
 from agents.hypervisors.qemu.spec import Accel
+from agents.ownership.gateway import EtcdPlace
 from agents.revocation import read_list
 from agents.sections import (
     Endpoint,
@@ -170,7 +172,8 @@ class MoveDefaults:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """The agent's whole configuration. `peers` are the control addresses of other hosts by their names.
+    """The agent's whole configuration. `peers` are the control addresses of other hosts by their names; `etcd` is None
+    where the file has no [storage.etcd].
 
     `embedded` and `qemu` are None where the file has no [guests.embedded] or [guests.qemu]: this host runs no such
     guests.
@@ -181,6 +184,7 @@ class Settings:
     access: AccessPolicy
     peers: Mapping[str, Endpoint]
     shared_dirs: tuple[Path, ...]
+    etcd: EtcdPlace | None
     embedded: EmbeddedSettings | None
     qemu: QemuSettings | None
     limits: LimitSettings
@@ -206,18 +210,21 @@ def load_settings(path: Path) -> Settings:
     base = path.absolute().parent
     agent = _agent(root.section("agent"), base)
     guests = root.section("guests")
+    storage = root.section("storage")
     settings = Settings(
         agent=agent,
         tls=_tls(root, base, pki.Role.AGENT, agent.name or None),
         access=AccessPolicy(host=agent.name, rules=tuple(_rules(root))),
         peers=_addresses(root, "peers", own_name=agent.name),
-        shared_dirs=_shared_dirs(root.section("storage"), base),
+        shared_dirs=_shared_dirs(storage, base),
+        etcd=etcd_place(storage, base),
         embedded=_embedded(guests, base),
         qemu=_qemu(guests, base),
         limits=_limits(root.section("limits")),
         defaults=_defaults(root.section("defaults")),
     )
     guests.finish()
+    storage.finish()
     root.finish()
     if problems:
         raise ConfigInvalid(path, tuple(problems))
@@ -388,7 +395,6 @@ def _shared_dirs(section: Section, base: Path) -> tuple[Path, ...]:
     for folder in folders:
         if not folder.is_dir():
             section.note("shared_dirs", f"{folder} is not a directory; is it mounted?")
-    section.finish()
     return folders
 
 

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from agents.ownership import fileops
+from agents.ownership.etcd import ETCD
 from agents.ownership.files import OWNERSHIP_DIR, FileRecords, outside
 from agents.ownership.threads import STORAGE_TIMEOUT_S, StorageThreads
 from migrate.errors import StorageFailed
 from migrate.facts import DiskFacts, GuestFacts
 from migrate.ownership import Ownership
-from migrate.preflight import Probe, Reading
+from migrate.preflight import RECORDS, Probe, Reading
 
 __all__ = ["RecordStore", "SharedDirs", "SharedRecords"]
 
@@ -29,8 +30,6 @@ NONCE_BYTES: Final = 32
 # A probe's reader takes no more than this: the file is 32 bytes unless somebody plays games.
 MAX_PROBE_BYTES: Final = 64
 PROBE_PREFIX: Final = ".vmferry-probe-"
-# Records in a store that is no directory have a place that begins with its name; every directory begins with a slash.
-ETCD: Final = "etcd:"
 
 
 class RecordStore(Protocol):
@@ -54,13 +53,16 @@ class SharedRecords(RecordStore, Protocol):
         """Give the place, which begins with the store's name. Raises StorageFailed."""
         ...
 
+    async def plant(self, nonce: bytes) -> str: ...
+    async def read_probe(self, probe: str) -> bytes | None: ...
+    async def clear_probe(self, probe: str) -> None: ...
     async def aclose(self) -> None: ...
 
 
 class SharedDirs:
     """`migrate.ports.SharedStorage` over the directories of this host's [storage] shared_dirs.
 
-    `etcd` has the records of guests whose first disk is no file; without it they are in the first of the directories.
+    `etcd` has the records of guests whose first disk is no file below one of them; without it they are in the first.
     """
 
     def __init__(
@@ -83,22 +85,37 @@ class SharedDirs:
     # ------------------------------------------------------------------ probes
 
     async def plant(self, disks: Sequence[DiskFacts]) -> tuple[tuple[Probe, ...], dict[str, bytes]]:
-        """Write a fresh nonce beside each disk; disks where that fails are left out."""
-        return await self._threads.run(lambda: self._plant(disks))
+        """Write a fresh nonce beside each disk, and in etcd if the records are there; what fails is left out."""
+        probes, nonces = await self._threads.run(lambda: self._plant(disks))
+        if self._etcd is not None and await self._threads.run(lambda: self._beside_first(disks)) is None:
+            nonces[RECORDS] = nonce = secrets.token_bytes(NONCE_BYTES)
+            with contextlib.suppress(StorageFailed):
+                probes = (*probes, Probe(disk=RECORDS, path=await self._etcd.plant(nonce)))
+        return probes, nonces
 
     async def read_probes(self, probes: Sequence[Probe]) -> tuple[Reading, ...]:
         """Read what another host has planted. Paths are hostile."""
-        return await self._threads.run(lambda: tuple(self._read_probe(probe) for probe in probes))
+        files = [probe for probe in probes if not probe.path.startswith(ETCD)]
+        readings = await self._threads.run(lambda: tuple(self._read_probe(probe) for probe in files))
+        # One guest has one such probe; whoever sends more is answered once.
+        for probe in [probe for probe in probes if probe.path.startswith(ETCD)][:1]:
+            readings = (*readings, await self._read_in_etcd(probe))
+        return readings
 
     async def clear(self, probes: Sequence[Probe]) -> None:
         """Take the nonces away again. One that stays is 32 bytes of litter, and no reason to end a migration."""
 
         def clear_all() -> None:
             for probe in probes:
-                fileops.discard(Path(probe.path))
+                if not probe.path.startswith(ETCD):
+                    fileops.discard(Path(probe.path))
 
         with contextlib.suppress(StorageFailed):
             await self._threads.run(clear_all)
+        for probe in probes:
+            if self._etcd is not None and probe.path.startswith(ETCD):
+                with contextlib.suppress(StorageFailed):
+                    await self._etcd.clear_probe(probe.path)
 
     def _plant(self, disks: Sequence[DiskFacts]) -> tuple[tuple[Probe, ...], dict[str, bytes]]:
         probes: list[Probe] = []
@@ -124,6 +141,20 @@ class SharedDirs:
         except OSError as exc:
             return Reading(disk=probe.disk, content=None, error=f"reading {path}: {exc.strerror}")
 
+    async def _read_in_etcd(self, probe: Probe) -> Reading:
+        if self._etcd is None:
+            return Reading(
+                disk=probe.disk, content=None, error="this host has no [storage.etcd] in its configuration"
+            )
+        try:
+            content = await self._etcd.read_probe(probe.path)
+        except StorageFailed as exc:
+            return Reading(disk=probe.disk, content=None, error=str(exc))
+        error = (
+            None if content is not None else "this host's etcd does not have what was written at the source"
+        )
+        return Reading(disk=probe.disk, content=content and content[:MAX_PROBE_BYTES], error=error)
+
     # ------------------------------------------------------------------ ownership
 
     async def ownership_dir(self, guest: GuestFacts) -> str:
@@ -131,7 +162,7 @@ class SharedDirs:
 
         Raises StorageFailed: its disk cannot be looked at, or etcd does not answer.
         """
-        if (beside := await self._threads.run(lambda: _beside_first_disk(guest))) is not None:
+        if (beside := await self._threads.run(lambda: self._beside_first(guest.disks))) is not None:
             return beside
         return self._first_dir if self._etcd is None else await self._etcd.place()
 
@@ -141,9 +172,12 @@ class SharedDirs:
             if self._etcd is None:
                 return f"they are in etcd ({directory[:200]}), and this host has no [storage.etcd] in its configuration"
             return await self._etcd.check(directory, guest.guest_id)
-        if self._etcd is not None and await self._threads.run(lambda: _beside_first_disk(guest)) is None:
+        if (
+            self._etcd is not None
+            and await self._threads.run(lambda: self._beside_first(guest.disks)) is None
+        ):
             return (
-                f"this host keeps the records of guests whose first disk is no file in etcd, and the other named "
+                f"this host keeps the records of such guests in etcd, and the other named "
                 f"{directory[:200]}: it has no [storage.etcd] in its configuration"
             )
         return await self._files.check(directory, guest.guest_id)
@@ -175,6 +209,13 @@ class SharedDirs:
         with contextlib.suppress(StorageFailed):
             await self._store(directory).tidy(directory, guest_id)
 
+    def _beside_first(self, disks: Sequence[DiskFacts]) -> str | None:
+        """Give the directory for records beside the first disk, or None where they belong elsewhere. Blocks."""
+        beside = _beside_first_disk(disks)
+        if beside is not None and self._etcd is not None and outside(Path(beside), self._roots) is not None:
+            return None
+        return beside
+
     @property
     def _first_dir(self) -> str:
         return str(self._roots[0] / OWNERSHIP_DIR)
@@ -197,9 +238,9 @@ class SharedDirs:
             )
 
 
-def _beside_first_disk(guest: GuestFacts) -> str | None:
-    """Give the ownership directory beside the first disk, or None where that is no file. Blocks; paths are hostile."""
-    path = guest.disks[0].path if guest.disks else ""
+def _beside_first_disk(disks: Sequence[DiskFacts]) -> str | None:
+    """Give the ownership directory beside the first disk, or None where that is no file. Paths are hostile."""
+    path = disks[0].path if disks else ""
     if not path.startswith("/") or "\0" in path:
         return None
     try:

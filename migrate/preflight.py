@@ -13,10 +13,12 @@ from typing import Final
 
 from migrate.facts import GuestFacts, HostFacts, Objection
 
-__all__ = ["Finding", "Inspection", "PreflightReport", "Probe", "Reading", "Severity", "examine"]
+__all__ = ["RECORDS", "Finding", "Inspection", "PreflightReport", "Probe", "Reading", "Severity", "examine"]
 
 # What the destination needs beside the guest's RAM: the hypervisor's own process, page tables, buffers.
 OVERHEAD_BYTES: Final = 64 << 20
+# The "disk" of a probe that was put where the ownership records are, when that is beside no disk.
+RECORDS: Final = "ownership records"
 # Of a list in a sentence: enough to choose from, short enough to be read.
 MAX_NAMED: Final = 8
 
@@ -248,7 +250,22 @@ def _storage(inspection: Inspection) -> Iterator[Finding]:
 
 
 def _ownership(inspection: Inspection) -> Iterator[Finding]:
-    if inspection.ownership_error is None:
+    host = inspection.host
+    nonce = inspection.nonces.get(RECORDS)
+    reading = next((reading for reading in inspection.readings if reading.disk == RECORDS), None)
+    if (
+        inspection.ownership_error is None
+        and nonce is not None
+        and (reading is None or reading.content != nonce)
+    ):
+        cause = (reading and reading.error) or "it found something else than was written at the source"
+        yield Finding(
+            check="ownership",
+            severity=Severity.REFUSED,
+            found=f"{host.name} is not proved to keep the ownership record in the same place: {cause}",
+            remedy="Name the endpoints of the same etcd, and the same prefix, in [storage.etcd] of both hosts",
+        )
+    elif inspection.ownership_error is None:
         yield Finding(
             check="ownership", severity=Severity.OK, found="both ends keep the same ownership record"
         )
@@ -256,8 +273,8 @@ def _ownership(inspection: Inspection) -> Iterator[Finding]:
         yield Finding(
             check="ownership",
             severity=Severity.REFUSED,
-            found=f"{inspection.host.name} cannot keep the ownership record: {inspection.ownership_error}",
-            remedy="Give both agents write access to the directory on the shared storage",
+            found=f"{host.name} cannot keep the ownership record: {inspection.ownership_error}",
+            remedy="Give both agents write access to the directory on the shared storage, or to the same etcd",
         )
 
 

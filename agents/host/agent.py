@@ -45,6 +45,7 @@ from agents.hypervisors.qemu.allowed import qemu_host
 from agents.hypervisors.qemu.driver import QemuHypervisor
 from agents.logs import get_logger, log_event
 from agents.metrics import CONTENT_TYPE, AgentMetrics
+from agents.ownership.etcd import EtcdRecords
 from agents.secrecy import leave_no_core
 from agents.storage import SharedDirs
 from agents.version import VERSION
@@ -62,6 +63,8 @@ _log = get_logger(__name__)
 DRAIN_S: Final = 60.0
 TICK_S: Final = 0.01
 IDLE_TICK_S: Final = 0.25
+# Connections to etcd that do not end in time are left to the process's end.
+CLOSE_S: Final = 2.0
 
 
 class HostAgent:
@@ -82,10 +85,13 @@ class HostAgent:
             )
         self._jobs = JobTable()
         self._metrics = AgentMetrics(settings.agent.name, VERSION)
+        self._storage = SharedDirs(
+            settings.shared_dirs, etcd=EtcdRecords(settings.etcd) if settings.etcd is not None else None
+        )
         self._parts = HostParts(
             settings=settings,
             hypervisors=hypervisors,
-            storage=SharedDirs(settings.shared_dirs),
+            storage=self._storage,
             jobs=self._jobs,
             metrics=self._metrics,
         )
@@ -112,7 +118,11 @@ class HostAgent:
         with contextlib.closing(
             DataListener(settings.agent.data_listen.host, settings.agent.data_listen.port)
         ) as data:
-            await self._serve(data, self._credentials, on_listening)
+            try:
+                await self._serve(data, self._credentials, on_listening)
+            finally:
+                with anyio.move_on_after(CLOSE_S, shield=True):
+                    await self._storage.aclose()
         log_event(_log, logging.INFO, "agent ended", name=settings.agent.name)
 
     async def _serve(

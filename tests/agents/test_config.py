@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import tomllib
 from collections.abc import Callable
 from dataclasses import replace
@@ -43,6 +44,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pki.issue(folder / "pki", pki.Role.OPERATOR, "eva")
     revoke(folder / "pki", ())
     (folder / "shared").mkdir()
+    # Any will do: whose they are is for etcd to judge.
+    for etcd, ours in (
+        ("etcd-ca.crt", "ca.crt"),
+        ("etcd-client.crt", "operator-eva.crt"),
+        ("etcd-client.key", "operator-eva.key"),
+    ):
+        shutil.copy(folder / "pki" / ours, folder / "pki" / etcd)
     return folder
 
 
@@ -316,3 +324,50 @@ def test_a_list_of_revoked_certificates_is_read_at_the_start(folder: Path, conte
     path.write_text(content.replace("[tls]", '[tls]\ncrl = "pki/none.crl"'))
     with pytest.raises(ConfigInvalid, match=r"tls\.crl: cannot read .*none\.crl"):
         load(path)
+
+
+ETCD = SMALLEST + '[storage.etcd]\nendpoints = ["https://etcd-1:2379"]\n'
+
+
+def test_etcd_is_not_used_unless_it_is_named(load: Callable[[str], Settings], folder: Path) -> None:
+    assert load(SMALLEST).etcd is None
+    etcd = load(ETCD + 'ca = "pki/ca.crt"\n').etcd
+    assert etcd is not None
+    assert (etcd.prefix, etcd.timeout_s, etcd.ca) == ("/vmferry", 2.0, folder / "pki" / "ca.crt")
+    assert (etcd.certificate, etcd.key) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        ("endpoints = []", "endpoints"),
+        ('endpoints = "https://etcd-1:2379"', "endpoints"),
+        ('endpoints = ["etcd-1:2379"]', "endpoints"),
+        ('endpoints = ["https://etcd-1"]', "endpoints"),
+        ('endpoints = ["https://etcd-1:2379/v3"]', "endpoints"),
+        ('endpoints = ["https://root:secret@etcd-1:2379"]', "endpoints"),
+        ('endpoints = ["https://[::1:2379"]', "endpoints"),
+        ('endpoints = ["https://a:1", "https://a:1/"]', "endpoints"),
+        ('endpoints = ["https://a:1", "http://b:1"]', "endpoints"),
+        ('endpoints = ["http://a:1"]\nca = "pki/ca.crt"', "endpoints"),
+        (f"endpoints = {[f'https://e:{n}' for n in range(1, 11)]}", "endpoints"),
+        ('endpoints = ["https://a:1"]\nprefix = "vmferry"', "prefix"),
+        ('endpoints = ["https://a:1"]\nprefix = "/a/../b"', "prefix"),
+        ('endpoints = ["https://a:1"]\nprefix = "/a#b"', "prefix"),
+        ('endpoints = ["https://a:1"]\ntimeout = "11s"', "timeout"),
+        ('endpoints = ["https://a:1"]\nca = "nowhere.crt"', "ca"),
+        ('endpoints = ["https://a:1"]\nkey = "pki/etcd-client.key"', "certificate"),
+        ('endpoints = ["https://a:1"]\ncertificate = "pki/etcd-client.crt"', "key"),
+        (
+            'endpoints = ["https://a:1"]\ncertificate = "pki/etcd-ca.crt"\nkey = "pki/etcd-client.key"',
+            "certificate",
+        ),
+        ('prefix = "/a"', "endpoints"),
+        ('endpoints = ["https://a:1"]\nprefx = "/a"', "prefx"),
+    ],
+)
+def test_mistakes_about_etcd_are_said_by_their_key(
+    problems: Callable[[str], tuple[str, ...]], line: str, key: str
+) -> None:
+    (problem,) = problems(SMALLEST + f"[storage.etcd]\n{line}\n")
+    assert problem.startswith(f"storage.etcd.{key}: ")

@@ -14,13 +14,13 @@ from tests.agents.host.fleet import report_of, running_fleet, scratch_folder
 from tests.reliability.storage import Fault, FaultyOs, try_storage_faults
 
 # Prime to the number of operations and of ways to fail, so that a sample has some of each.
-SAMPLE = 19
+SAMPLE = 47
 
 
 def check(every: int, *, at_least: int) -> None:
     tally, of_note = anyio.run(partial(try_storage_faults, every=every))
     assert (tally.lost, tally.doubled, tally.wrong) == (0, 0, 0), tally
-    assert of_note["litter"] == 0
+    assert (of_note["misowned"], of_note["litter"]) == (0, 0)
     assert of_note["in_doubt"] > 0
     assert tally.moved > 0
     assert tally.stayed > 0
@@ -32,8 +32,8 @@ def test_no_failing_operation_of_the_storage_makes_two_guests_or_none() -> None:
 
 
 @pytest.mark.slow
-def test_every_operation_of_the_storage_may_fail_in_every_way() -> None:
-    check(1, at_least=1000)
+def test_every_other_operation_of_the_storage_may_fail_in_every_way() -> None:
+    check(2, at_least=1000)  # `python -m bench faults` tries them all
 
 
 class OneLinkOfARecord(FaultyOs):

@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from migrate.facts import CpuFacts, HostFacts, Objection
-from migrate.preflight import OVERHEAD_BYTES, Inspection, Reading, Severity, examine
+from migrate.preflight import OVERHEAD_BYTES, RECORDS, Inspection, Reading, Severity, examine
 from tests.migrate.world import CPU, DISK, FACTS
 
 HOST = HostFacts(
@@ -63,6 +63,16 @@ def test_each_problem_is_refused_alone() -> None:
     }
     for check, inspection in changes.items():
         assert refused(inspection) == {check}
+
+
+def test_records_that_are_beside_no_disk_are_proved_to_be_in_one_place() -> None:
+    planted = replace(GOOD, nonces=GOOD.nonces | {RECORDS: b"nonce"})
+    found = Reading(disk=RECORDS, content=b"nonce", error=None)
+    assert refused(planted) == {"ownership"}
+    assert refused(replace(planted, readings=(*GOOD.readings, replace(found, content=b"other")))) == {
+        "ownership"
+    }
+    assert refused(replace(planted, readings=(*GOOD.readings, found))) == set()
 
 
 def test_three_problems_give_three_findings_and_three_sentences() -> None:

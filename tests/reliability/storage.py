@@ -52,6 +52,8 @@ ERRNOS: Final = (
     errno.EACCES,
     errno.ETIMEDOUT,
 )
+# Each trial writes a dozen files durably, and the disk of this machine is not what is tried.
+IN_MEMORY: Final = "/dev/shm" if os.path.isdir("/dev/shm") else None
 CALLS: Final = frozenset(
     {"open", "read", "write", "fsync", "fstat", "link", "listdir", "lstat", "mkdir", "stat", "unlink"}
 )
@@ -64,6 +66,7 @@ class Fault(StrEnum):
     DONE_BUT_FAILS = "done-but-fails"
     # And so does everything after it, until the agents are restarted.
     STAYS_AWAY = "stays-away"
+    DONE_AND_STAYS_AWAY = "done-and-stays-away"
 
 
 @dataclass
@@ -86,10 +89,11 @@ class FaultyOs:
             with self._one_at_a_time:
                 number = len(self.calls)
                 self.calls.append(name)
-            is_after = self.fault is Fault.STAYS_AWAY and 0 <= self.at < number
+            stays_away = self.fault in (Fault.STAYS_AWAY, Fault.DONE_AND_STAYS_AWAY)
+            is_after = stays_away and 0 <= self.at < number
             if self.is_over or (number != self.at and not is_after):
                 return original(*arguments, **options)
-            if self.fault is Fault.DONE_BUT_FAILS:
+            if self.fault in (Fault.DONE_BUT_FAILS, Fault.DONE_AND_STAYS_AWAY) and number == self.at:
                 result = original(*arguments, **options)
                 if name == "open" and isinstance(result, int):
                     os.close(result)  # nobody will
@@ -183,6 +187,11 @@ class _Trial:
         """Tell whether this is the guest, or has what it had when it was stopped."""
         return bool(np.array_equal(guest.ram.pages, self._source.ram.pages))
 
+    async def is_owned_by_host_of(self, guest: FakeGuest) -> bool:
+        """Tell whether the record names the host that the guest runs on; a move that never began has none."""
+        latest = await self._storages[HOSTS[0]].latest(str(self.shared / OWNERSHIP_DIR), FACTS.guest_id)
+        return latest is None or latest.owner == (HOSTS[0] if guest is self._source else HOSTS[1])
+
     async def litter(self) -> list[str]:
         """Give what stays of the failures when the guest's next move has ended."""
         await self._storages[HOSTS[1]].tidy(str(self.shared / OWNERSHIP_DIR), FACTS.guest_id)
@@ -201,10 +210,13 @@ async def count_operations(settings: dict[str, Settings], folder: Path) -> list[
 async def try_storage_faults(
     *, every: int = 1, errnos: Sequence[int] = ERRNOS
 ) -> tuple[Tally, dict[str, int]]:
-    """Fail each `every`-th operation in every way; give what came of it, and how often IN_DOUBT did."""
-    tally, doubts = Tally(), {"in_doubt": 0, "litter": 0}
+    """Fail each `every`-th operation, and each link, in every way; give what came of it, and what else was seen.
+
+    `misowned` are guests that run where the record does not have them, `litter` what is left after the next move.
+    """
+    tally, doubts = Tally(), {"in_doubt": 0, "misowned": 0, "litter": 0}
     with (
-        tempfile.TemporaryDirectory(prefix="vmferry-") as name,
+        tempfile.TemporaryDirectory(prefix="vmferry-", dir=IN_MEMORY) as name,
         patch("migrate.doubt.CLAIM_PAUSE_S", 0.0),
     ):
         folder = Path(name)
@@ -212,11 +224,13 @@ async def try_storage_faults(
         fleet.issue()
         ports = dict(zip(HOSTS, (7700, 7800), strict=True))
         settings = {host: load_settings(fleet.write_config(host, ports)) for host in HOSTS}
-        operations = len(await count_operations(settings, folder / "quiet"))
-        # Each number with another errno and fault than the one before it, so that a sample has something of all.
+        operations = await count_operations(settings, folder / "quiet")
         ways = [(number, fault) for number in errnos for fault in Fault]
-        tries = [(at, *way) for way in ways for at in range(operations)]
-        for number, (at, code, fault) in enumerate(tries[::every]):
+        tries = [(at, *way) for way in ways for at in range(len(operations))]
+        tries = [
+            way for number, way in enumerate(tries) if number % every == 0 or operations[way[0]] == "link"
+        ]
+        for number, (at, code, fault) in enumerate(tries):
             trial = _Trial(folder / f"{number}", settings)
             faulty = FaultyOs(at, code, fault)
             await _try(trial, faulty, tally, doubts, HOSTS if number % 2 else HOSTS[::-1])
@@ -240,6 +254,7 @@ async def _try(
     tally.wrong += any(not trial.has_ram(guest) for guest in after)
     tally.moved += any(guest.host == HOSTS[1] for guest in after)
     tally.stayed += any(guest.host != HOSTS[1] for guest in after)
+    doubts["misowned"] += any([not await trial.is_owned_by_host_of(guest) for guest in after])
     doubts["litter"] += len(await trial.litter())
 
 

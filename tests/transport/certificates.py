@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -41,14 +42,20 @@ class Authority:
         self.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
     def issue(
-        self, *uris: str, valid_for: timedelta = timedelta(days=1), trusts: Path | None = None
+        self,
+        *uris: str,
+        address: str = "",
+        valid_for: timedelta = timedelta(days=1),
+        trusts: Path | None = None,
     ) -> Files:
-        """Issue a certificate for these URIs; a negative `valid_for` has ended already."""
+        """Issue a certificate for these URIs, or an IP address; a negative `valid_for` has ended already."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "subject")])
         builder = self._builder(subject, key, valid_for)
-        if uris:
-            names = [x509.UniformResourceIdentifier(uri) for uri in uris]
+        names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri) for uri in uris]
+        if address:
+            names.append(x509.IPAddress(ipaddress.ip_address(address)))
+        if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         stem = f"{len(list(self._folder.iterdir()))}"
         files = Files(

@@ -118,6 +118,7 @@ class Fleet:
         limits: str = "",
         embedded: str = "",
         qemu: str = "",
+        etcd: str = "",
         event_loop: str = "asyncio",
     ) -> Path:
         """Write one agent's configuration; it listens on its own of `control_ports`, its peers on theirs."""
@@ -144,6 +145,8 @@ key = "pki/agent-{host}.key"
 {'crl = "pki/ca.crl"' if self.has_crl else ""}
 {self.rules}[storage]
 shared_dirs = ["{self.shared}"]
+{etcd and "[storage.etcd]"}
+{etcd}
 [guests.embedded]
 dir = "{self.guests_dir(host)}"
 {embedded}
@@ -316,12 +319,13 @@ async def running_fleet(
     authority: Authority | None = None,
     rules: str = ALLOW_ALL,
     crl: bool = False,
+    etcd: str = "",
 ) -> AsyncIterator[Fleet]:
     """Two agents that know each other, in this process and loop; both end with the block.
 
     `rules` are what both allow. With `crl` they have a list that revokes nobody yet.
     `qemu` are more lines of [guests.qemu]; without any, the agents run no such guests. `authority` issues their
-    certificates where a test needs more of that CA than `agents.pki` gives.
+    certificates where a test needs more of that CA than `agents.pki` gives. `etcd` are lines of [storage.etcd].
     """
     fleet = Fleet(folder, rules=rules, has_crl=crl)
     fleet.issue()
@@ -332,7 +336,7 @@ async def running_fleet(
     async with anyio.create_task_group() as tasks:
         ports = {host: free_port() for host in HOSTS}
         for host in HOSTS:
-            config = fleet.write_config(host, ports, limits=limits, embedded=embedded, qemu=qemu)
+            config = fleet.write_config(host, ports, limits=limits, embedded=embedded, qemu=qemu, etcd=etcd)
             agent = fleet.agents[host] = HostAgent(load_settings(config))
             listening = anyio.Event()
 

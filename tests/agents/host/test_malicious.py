@@ -1,0 +1,120 @@
+"""A peer with a good certificate and bad intentions: it gets nowhere, and others are served as before."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import anyio
+import numpy as np
+import pytest
+from anyio.to_thread import run_sync
+
+from agents.api import GetHost, HostView
+from memory.codec import MAX_PAYLOAD_BYTES, BatchEncoder
+from memory.layout import PAGE_BYTES
+from memory.runs import Runs, pages_in, runs_of_gfns
+from migrate.messages import Abort, Ping, Pong, Prepared
+from tests.agents.host.conftest import AgentLog
+from tests.agents.host.fleet import running_fleet
+from tests.agents.host.processes import Processes, running_processes
+from tests.agents.host.test_garbage import (
+    LIMITS,
+    dial,
+    half_a_hello,
+    hostile_session,
+    payload_of,
+    preparation,
+)
+from transport.bundle import SendBundle
+from transport.errors import PeerGone
+from transport.hello import say_hello
+from transport.seal import Keys
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+WAVES = 3
+PEERS = 20
+
+
+class Ones:
+    """Pages that are no zeros, wherever they are said to be."""
+
+    def gather(self, runs: Runs, out: memoryview) -> int:
+        size = pages_in(runs) * PAGE_BYTES
+        out[:size] = b"\1" * size
+        return size
+
+
+@pytest.mark.parametrize("gfn", [1 << 20, (1 << 40) - 1])
+async def test_pages_beyond_the_granted_guest_are_not_written(
+    folder: Path, agent_log: AgentLog, gfn: int
+) -> None:
+    out = memoryview(bytearray(MAX_PAYLOAD_BYTES))
+    runs = runs_of_gfns(np.array([gfn], dtype=np.uint64))
+    payload = bytes(out[: BatchEncoder(None).encode_into(Ones(), runs, out, level=None).payload_bytes])
+    async with running_fleet(folder, LIMITS) as fleet:
+        fleet.start_guest("host-b")
+        async with hostile_session(fleet) as (session, session_id):
+            prepared = await session.call(await preparation(fleet), timeout_s=5)
+            assert isinstance(prepared, Prepared)
+            port, keys = prepared.data_port, Keys(bytes(32))
+
+            async def dial_data(slot: int) -> socket.socket:
+                def dial_blocking() -> socket.socket:
+                    sock = socket.create_connection(("127.0.0.1", port), timeout=5)
+                    say_hello(sock, session_id, slot, keys.hello)
+                    return sock
+
+                return await run_sync(dial_blocking)
+
+            bundle = SendBundle(
+                dial_data,
+                keys=keys,
+                connections=1,
+                max_payload_bytes=MAX_PAYLOAD_BYTES,
+                outage_s=0.1,
+                dead_peer_s=1,
+            )
+            with pytest.raises(PeerGone):
+                await bundle.send_all(payload_of(payload))
+            await bundle.aclose()
+            pong = await session.call(Ping(), timeout_s=5)
+            assert isinstance(pong, Pong)
+            assert pong.failure
+            await session.call(Abort(reason="enough"), timeout_s=5)
+        assert fleet.machines("host-a") == []
+        assert isinstance(await fleet.ask("host-a", GetHost()), HostView)
+        assert agent_log.count("failed inside") == 0
+
+
+def held(processes: Processes) -> tuple[int, int]:
+    """Files and threads of host-a."""
+    proc = Path(f"/proc/{processes.running['host-a'].pid}")
+    return len(list((proc / "fd").iterdir())), len(list((proc / "task").iterdir()))
+
+
+async def test_files_and_threads_return_after_half_hellos_and_silent_sessions(
+    folder: Path, anyio_backend_name: str
+) -> None:
+    with running_processes(folder, anyio_backend_name, LIMITS) as processes:
+        fleet = processes.fleet
+
+        async def wave() -> None:
+            streams = [await dial(fleet, "agent-host-b") for _ in range(PEERS)]
+            for _ in range(PEERS):
+                await run_sync(half_a_hello, fleet.data_ports["host-a"], bytes(32))
+            assert isinstance(await fleet.ask("host-a", GetHost()), HostView)
+            for stream in streams:
+                await anyio.aclose_forcefully(stream)
+
+        # The first fills pools of threads.
+        await wave()
+        await anyio.sleep(0.5)
+        files, threads = held(processes)
+        for _ in range(WAVES):
+            await wave()
+        with anyio.fail_after(10):
+            while held(processes)[0] > files or held(processes)[1] > threads + 2:  # noqa: ASYNC110 - in another process
+                await anyio.sleep(0.1)
+        assert isinstance(await fleet.ask("host-a", GetHost()), HostView)

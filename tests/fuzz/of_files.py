@@ -1,0 +1,159 @@
+"""Targets of what stands in files, batches of pages, and what QEMU says.
+
+Law: files are made in a folder of the test's own, one that is removed at exit.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Final, cast
+
+import anyio.abc
+import msgpack
+import numpy as np
+
+from agents.config import load_client_settings, load_settings
+from agents.errors import ConfigInvalid, JournalCorrupt, QuantityInvalid
+from agents.hypervisors.qemu.errors import QemuGone, QmpFailed
+from agents.hypervisors.qemu.qmp import Qmp
+from agents.journal import JournalEntry, JournalFile, read_journal
+from agents.units import parse_duration, parse_rate, parse_size
+from memory.codec import MAX_BATCH_PAGES, MAX_PAYLOAD_BYTES, BatchDecoder, BatchEncoder
+from memory.errors import CodecError
+from memory.layout import PAGE_BYTES
+from memory.runs import Runs, expand, pages_in, runs_of_gfns
+from migrate.errors import JournalFailed
+from migrate.ownership import Ownership, RecordInvalid, format_record, parse_record
+from tests.fuzz.drawing import Draw
+from tests.fuzz.loops import ScriptedStream, in_pieces, on_both_loops
+from tests.fuzz.target import KIB, MIB, Target, law
+
+__all__ = ["TARGETS"]
+
+_FOLDER: Final = tempfile.TemporaryDirectory(prefix="vmferry-fuzz-")
+_FILE: Final = Path(_FOLDER.name) / "m.log"
+_TOTAL_PAGES: Final = 4096
+
+
+class _Pages:
+    """RAM of zeros, and of words where a number is odd."""
+
+    def gather(self, runs: Runs, out: memoryview) -> int:
+        words = np.zeros((pages_in(runs), PAGE_BYTES), dtype=np.uint8)
+        words[:] = (expand(runs) % 2)[:, None]
+        out[: words.nbytes] = words.data.cast("B")
+        return words.nbytes
+
+
+def _fuzz_batch(data: bytes) -> None:
+    batch = BatchDecoder(_TOTAL_PAGES).decode(memoryview(data))
+    zeros, pages = expand(batch.zero_runs), expand(batch.data_runs)
+    both = np.concatenate([zeros, pages])
+    law(len(np.unique(both)) == len(both), "a page is named twice")
+    law(not len(both) or int(both.max()) < _TOTAL_PAGES, "a page beyond the guest's RAM")
+    law(len(batch.pages) == len(pages) * PAGE_BYTES, "not as many bytes as pages")
+    law(len(pages) <= MAX_BATCH_PAGES, "more pages than a batch has")
+
+
+def _batch_seeds() -> tuple[bytes, ...]:
+    out = memoryview(bytearray(MAX_PAYLOAD_BYTES))
+    seeds = []
+    for gfns, level in (([1], None), ([0, 1, 2, 3], 1), ([0, 2, 4], 1), ([_TOTAL_PAGES - 1], 1)):
+        runs = runs_of_gfns(np.array(gfns, dtype=np.uint64))
+        stats = BatchEncoder(None).encode_into(_Pages(), runs, out, level=level)
+        seeds.append(bytes(out[: stats.payload_bytes]))
+    return tuple(seeds)
+
+
+def _fuzz_ownership(data: bytes) -> None:
+    law(parse_record(format_record(parse_record(data))) == parse_record(data), "a record does not come back")
+
+
+def _fuzz_journal(data: bytes) -> None:
+    _FILE.write_bytes(data)
+    for entry in read_journal(_FILE):
+        msgpack.packb([entry.step, entry.at_s, entry.facts])
+
+
+def _journal_seeds() -> tuple[bytes, ...]:
+    with tempfile.TemporaryDirectory() as folder:
+        journal = JournalFile.create(Path(folder), "m")
+        journal.append(JournalEntry(step="begun", at_s=1.0, facts={"guest": "g", "n": 1, "yes": True}))
+        return (journal.path.read_bytes(),)
+
+
+def _fuzz_config(data: bytes) -> None:
+    _FILE.write_bytes(data[1:])
+    if data[:1] == b"\0":
+        load_client_settings(_FILE)
+    else:
+        load_settings(_FILE)
+
+
+def _fuzz_quantity(data: bytes) -> None:
+    draw = Draw(data)
+    parse = draw.pick((parse_size, parse_rate, parse_duration))
+    law(parse(draw.rest().decode("utf-8", "replace")) >= 0, "a quantity below nothing")
+
+
+def _fuzz_qmp(data: bytes) -> None:
+    """A QEMU that says these lines in answer to a command."""
+
+    async def live() -> str:
+        stream = ScriptedStream(in_pieces(data, 50))
+        qmp = Qmp(cast(anyio.abc.UNIXSocketStream, stream), Path("/qmp"))
+        return repr(await qmp._read_message())
+
+    on_both_loops(live)
+
+
+TARGETS: Final = (
+    Target(
+        name="batch",
+        law="pages within the guest, each once, as many bytes as they have; or CodecError",
+        fuzz=_fuzz_batch,
+        allowed=(CodecError,),
+        seeds=_batch_seeds,
+        most_input_bytes=16 * KIB,
+        most_allocated_bytes=4 * MIB,
+    ),
+    Target(
+        name="ownership-record",
+        law="a record that is written again as the same, or RecordInvalid",
+        fuzz=_fuzz_ownership,
+        allowed=(RecordInvalid,),
+        seeds=lambda: (format_record(Ownership(guest_id="g", generation=7, owner="a", migration_id="m")),),
+    ),
+    Target(
+        name="journal",
+        law="entries, or JournalCorrupt",
+        fuzz=_fuzz_journal,
+        allowed=(JournalCorrupt, JournalFailed),
+        seeds=_journal_seeds,
+    ),
+    Target(
+        name="config",
+        law="settings, or ConfigInvalid",
+        fuzz=_fuzz_config,
+        allowed=(ConfigInvalid,),
+        seeds=lambda: (
+            b'\0[hosts.a]\naddress = "a:7700"\n',
+            b'\1[agent]\nname = "a"\n[limits]\noutage = "5s"\n',
+        ),
+    ),
+    Target(
+        name="quantity",
+        law="a number, or QuantityInvalid",
+        fuzz=_fuzz_quantity,
+        allowed=(QuantityInvalid,),
+        seeds=lambda: (b"\x0010 MiB", b"\x011 Gbit/s", b"\x02500ms"),
+    ),
+    Target(
+        name="qmp-line",
+        law="an object, QmpFailed or QemuGone, on both loops",
+        fuzz=_fuzz_qmp,
+        allowed=(QmpFailed, QemuGone),
+        seeds=lambda: (b'{"QMP": {"version": {}}}\n', b'{"event": "STOP", "timestamp": {"seconds": 1}}\n'),
+    ),
+)

@@ -155,7 +155,7 @@ def read_toml(path: Path) -> dict[str, object]:
     except UnicodeDecodeError as exc:
         line = content.count(b"\n", 0, exc.start) + 1
         raise ConfigInvalid(path, (f"line {line} is not UTF-8 text",)) from exc
-    except tomllib.TOMLDecodeError as exc:
+    except ValueError as exc:  # a number of thousands of digits is no TOMLDecodeError
         raise ConfigInvalid(path, (f"not TOML: {exc}",)) from exc
     except RecursionError as exc:
         raise ConfigInvalid(path, ("not a configuration: nested too deeply",)) from exc

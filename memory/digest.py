@@ -18,6 +18,7 @@ stands still, so it is xxh3_128 over the table too: 0.1 ms per GiB of guest, whe
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -129,11 +130,13 @@ class RamDigest:
         """Give the pages of these groups whose hash is another one in `theirs`, what `hashes_of_groups` gave there.
 
         Raises:
-            ValueError: no such groups, or another number of hashes.
+            ValueError: no such groups, not in order, or another number of hashes.
         """
         if any(not 0 <= group < self.groups for group in groups):
             raise ValueError(f"there are groups 0 to {self.groups - 1} only")
-        gfns = self._gfns_of(sorted(groups))
+        if any(group >= after for group, after in itertools.pairwise(groups)):
+            raise ValueError("groups are named in order, each once")
+        gfns = self._gfns_of(groups)
         if len(theirs) != gfns.size * HASH_BYTES:
             raise ValueError(f"{len(theirs)} bytes are not the hashes of {gfns.size} pages")
         differ = self._hashes[gfns] != np.frombuffer(theirs, dtype="<u8")

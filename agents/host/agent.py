@@ -78,6 +78,7 @@ class HostAgent:
                 settings.embedded.dir,
                 settings.agent.name,
                 memory_limit_bytes=settings.embedded.memory_limit_bytes,
+                disk_dirs=settings.shared_dirs,
             )
         if settings.qemu is not None:
             hypervisors["qemu"] = QemuHypervisor(

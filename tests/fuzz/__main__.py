@@ -1,16 +1,22 @@
 """`python -m tests.fuzz TARGET... [--seconds N | --runs N]`: fuzz targets, all of them when none is named.
 
-`--replay TARGET FILE` feeds one file, such as a finding, and needs no atheris; `--list` says what there is.
+Guided by coverage where atheris is installed, else by chance alone. `--replay TARGET FILE` feeds one file, such as a
+finding; `--list` says what there is.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import sys
 from pathlib import Path
 
+from tests.fuzz.plain import run_plain
 from tests.fuzz.running import NOT_INSTALLED, ROOT, FuzzFigures, is_installed, run_targets
 from tests.fuzz.targets import TARGETS
+
+DEFAULT_S = 60
 
 
 def main() -> int:
@@ -26,17 +32,29 @@ def main() -> int:
     names = wanted.targets or list(TARGETS)
     if status := _unknown(names):
         return status
-    if not is_installed():
-        print(NOT_INSTALLED)
-        return 2
+    is_guided = is_installed() and not wanted.plain
+    if not is_guided and not wanted.plain:
+        print(NOT_INSTALLED, file=sys.stderr)
     found = False
     for name in names:
-        (figures,) = run_targets(
-            [name], wanted.folder, runs=wanted.runs or -1, seconds=wanted.seconds, seed=wanted.seed
-        )
-        print(_shown(figures), flush=True)
+        figures = _fuzz(name, wanted.folder, wanted.runs, wanted.seconds, wanted.seed, is_guided=is_guided)
+        print(_as_json(figures) if wanted.json else _shown(figures), flush=True)
         found = found or bool(figures.findings) or not figures.has_ended
     return 1 if found else 0
+
+
+def _fuzz(name: str, folder: Path, runs: int, seconds: int, seed: int, *, is_guided: bool) -> FuzzFigures:
+    if not runs and not seconds:
+        seconds = DEFAULT_S
+    if not is_guided:
+        return run_plain(TARGETS[name], folder, runs=runs or -1, seconds=seconds, seed=seed)
+    (figures,) = run_targets([name], folder, runs=runs or -1, seconds=seconds, seed=seed)
+    return figures
+
+
+def _as_json(figures: FuzzFigures) -> str:
+    plain = dataclasses.asdict(figures)
+    return json.dumps(plain | {"findings": [str(one) for one in figures.findings], "log": str(figures.log)})
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -50,6 +68,8 @@ def _parser() -> argparse.ArgumentParser:
         "--folder", type=Path, default=ROOT / ".fuzz", help="where corpora and findings are kept"
     )
     parser.add_argument("--replay", nargs=2, metavar=("TARGET", "FILE"), help="feed one input")
+    parser.add_argument("--plain", action="store_true", help="by chance, even where atheris is installed")
+    parser.add_argument("--json", action="store_true", help="one object a line for each target")
     parser.add_argument("--list", action="store_true", help="name the targets and their laws")
     return parser
 

@@ -18,7 +18,9 @@ from typing import Final
 __all__ = ["NOT_INSTALLED", "FuzzFigures", "executions", "is_installed", "run_targets"]
 
 ROOT: Final = Path(__file__).parents[2]
-NOT_INSTALLED: Final = "atheris is not installed: pip install atheris (Linux on x86-64, CPython 3.11 to 3.14)"
+NOT_INSTALLED: Final = (
+    "atheris is not installed, so nothing guides the mutations: pip install -e .[fuzz] (CPython 3.11 to 3.13)"
+)
 _EXECUTED: Final = re.compile(r"^stat::number_of_executed_units:\s*(\d+)", re.MULTILINE)
 _PER_S: Final = re.compile(r"^stat::average_exec_per_sec:\s*(\d+)", re.MULTILINE)
 _PROGRESS: Final = re.compile(r"^#(\d+)\s.*?cov: (\d+) ft: (\d+)", re.MULTILINE)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Final
 
-from tests.fuzz import of_files, of_transport
+from tests.fuzz import of_files, of_guests, of_transport
 
 __all__ = ["TARGETS"]
 
 TARGETS: Final = MappingProxyType(
-    {target.name: target for target in (*of_transport.TARGETS, *of_files.TARGETS)}
+    {target.name: target for target in (*of_transport.TARGETS, *of_files.TARGETS, *of_guests.TARGETS)}
 )

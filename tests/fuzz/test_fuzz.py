@@ -3,38 +3,16 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 
+from tests.fuzz.past import PAST
+from tests.fuzz.plain import mutated, run_plain
+from tests.fuzz.target import Target
 from tests.fuzz.targets import TARGETS
 
 RUNS = 60
-_NOISE = (
-    b"\0",
-    b"\xff" * 4,
-    b"[" * 2000,
-    b"9" * 5000,
-    b"1e999999999",
-    b"\xdd\xff\xff\xff\xff",
-    b"\n",
-    b"\xc2",
-)
-
-
-def mutated(data: bytes, rng: random.Random) -> bytes:
-    raw = bytearray(data)
-    for _ in range(rng.randint(1, 4)):
-        at = rng.randrange(len(raw) + 1)
-        match rng.randrange(4):
-            case 0:
-                raw[at : at + 1] = rng.randbytes(1)
-            case 1:
-                del raw[at : at + rng.randint(1, 16)]
-            case 2:
-                raw[at:at] = rng.choice(_NOISE)
-            case _:
-                raw[at:at] = raw[: rng.randint(0, 64)]
-    return bytes(raw)
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -45,3 +23,27 @@ def test_the_law_holds_for_seeds_and_for_what_is_near_them(name: str) -> None:
         target.check(seed)
     for _ in range(RUNS):
         target.check(mutated(rng.choice(seeds), rng)[: target.most_input_bytes])
+
+
+@pytest.mark.parametrize("name", PAST)
+def test_what_was_found_once_is_found_no_more(name: str) -> None:
+    for data in PAST[name]:
+        TARGETS[name].check(data)
+
+
+def test_a_finding_is_written_to_a_file_that_replays_it(tmp_path: Path) -> None:
+    def fuzz(data: bytes) -> None:
+        if len(data) > 3:
+            raise KeyError(data)
+
+    bad = Target(name="bad", law="short", fuzz=fuzz, allowed=(), seeds=lambda: (b"abc",))
+    figures = run_plain(bad, tmp_path, runs=1000, seed=1)
+    (finding,) = figures.findings
+    with pytest.raises(KeyError):
+        bad.check(finding.read_bytes())
+    assert figures.executions < 1000
+
+
+def test_a_target_that_keeps_its_law_takes_all_runs(tmp_path: Path) -> None:
+    figures = run_plain(TARGETS["quantity"], tmp_path, runs=20, seed=1)
+    assert (figures.executions, figures.findings) == (20, ())

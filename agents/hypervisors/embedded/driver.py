@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -45,14 +45,24 @@ class EmbeddedHypervisor:
         guests_dir: where their sockets are; made when the first one comes.
         host_name: for the facts.
         memory_limit_bytes: how much RAM all of them together may have, or None.
+        disk_dirs: below which the disks of guests from other hosts are, or None for anywhere. A peer names the file,
+            and its guest writes there.
     """
 
     name: Final = NAME
 
-    def __init__(self, guests_dir: Path, host_name: str, *, memory_limit_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        guests_dir: Path,
+        host_name: str,
+        *,
+        memory_limit_bytes: int | None = None,
+        disk_dirs: Sequence[Path] | None = None,
+    ) -> None:
         self._guests_dir = guests_dir.absolute()
         self._host_name = host_name
         self._memory_limit_bytes = memory_limit_bytes
+        self._disk_dirs = disk_dirs
 
     async def host_facts(self, guest: GuestFacts | None = None) -> HostFacts:
         """Give what this host can give to one more guest, whichever it is."""
@@ -153,6 +163,11 @@ class EmbeddedHypervisor:
             raise GuestRefused(
                 "the guest's facts and its spec do not fit each other; update the agents on both hosts"
             )
+        if spec.disk_path is not None and not self._may_be_disk(spec.disk_path):
+            raise GuestRefused(
+                f"the guest's disk {spec.disk_path} is in none of the directories that {self._host_name} allows: "
+                "move it below one of [storage] shared_dirs, or add its directory there"
+            )
         if spec.disk_path is not None and not os.access(spec.disk_path, os.R_OK | os.W_OK):
             raise GuestRefused(
                 f"{self._host_name} cannot open the guest's disk {spec.disk_path}: mount the shared storage there"
@@ -167,6 +182,12 @@ class EmbeddedHypervisor:
         with _closed_on_error(client):
             paths = GuestPaths.of_guest(self._guests_dir, spec.guest_id)
             return EmbeddedIncomingGuest(client, paths, _map_ram(client, spec))
+
+    def _may_be_disk(self, path: str) -> bool:
+        if self._disk_dirs is None:
+            return True
+        resolved = Path(os.path.realpath(path))
+        return any(resolved.is_relative_to(os.path.realpath(folder)) for folder in self._disk_dirs)
 
 
 class _OpenGuest:

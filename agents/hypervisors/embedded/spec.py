@@ -178,7 +178,8 @@ class EmbeddedSpec:
             table = tomllib.loads(path.read_text(encoding="utf-8"))
         except OSError as exc:
             raise SpecInvalid((f"{path} cannot be read: {exc.strerror}",)) from exc
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        # A number of thousands of digits is a bare ValueError; brackets in brackets are a RecursionError.
+        except (ValueError, RecursionError) as exc:
             raise SpecInvalid((f"{path} is not TOML: {exc}",)) from exc
         table.pop("kind", None)  # it was read to find this reader
         problems = [

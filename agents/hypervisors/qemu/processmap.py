@@ -21,6 +21,7 @@ __all__ = [
     "RamBlockPlace",
     "command_line",
     "mappings",
+    "mappings_in",
     "open_block",
     "places_of",
     "threads_to_trace",
@@ -61,10 +62,16 @@ def mappings(pid: int) -> Iterator[Mapping]:
         QemuGone: it ended, or is not ours to look into.
     """
     try:
-        lines = Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines()
+        raw = Path(f"/proc/{pid}/maps").read_bytes()
     except OSError as exc:
         raise QemuGone(f"process {pid} cannot be looked into: {exc.strerror}") from exc
-    for line in lines:
+    yield from mappings_in(raw)
+
+
+def mappings_in(raw: bytes) -> Iterator[Mapping]:
+    """Give the mappings that stand in the content of a /proc/PID/maps."""
+    # The kernel escapes the line feed in a file's name and no other character that splitlines() would split at.
+    for line in filter(None, raw.decode(errors="replace").split("\n")):
         words = line.split(None, 5)
         start, _, end = words[0].partition("-")
         yield Mapping(

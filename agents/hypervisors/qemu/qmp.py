@@ -9,6 +9,7 @@ Source: QEMU docs/interop/qmp-spec.rst. (The qemu.qmp package is asyncio only.)
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import struct
@@ -220,7 +221,8 @@ def event_time_s(event: Mapping[str, Json]) -> float:
     if isinstance(stamp, dict):
         seconds, micros = stamp.get("seconds"), stamp.get("microseconds")
         if isinstance(seconds, int) and isinstance(micros, int):
-            return seconds + micros / 1e6
+            with contextlib.suppress(OverflowError):  # JSON's numbers have no end
+                return seconds + micros / 1e6
     raise QmpFailed("a command", "nonsense", "an event has no timestamp")
 
 

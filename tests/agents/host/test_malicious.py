@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -11,10 +12,11 @@ import pytest
 from anyio.to_thread import run_sync
 
 from agents.api import GetHost, HostView
+from agents.hypervisors.embedded.spec import EmbeddedSpec
 from memory.codec import MAX_PAYLOAD_BYTES, BatchEncoder
 from memory.layout import PAGE_BYTES
 from memory.runs import Runs, pages_in, runs_of_gfns
-from migrate.messages import Abort, Ping, Pong, Prepared
+from migrate.messages import Abort, Aborted, Ping, Pong, Prepared
 from tests.agents.host.conftest import AgentLog
 from tests.agents.host.fleet import running_fleet
 from tests.agents.host.processes import Processes, running_processes
@@ -27,7 +29,7 @@ from tests.agents.host.test_garbage import (
     preparation,
 )
 from transport.bundle import SendBundle
-from transport.errors import PeerGone
+from transport.errors import PeerGone, PeerMisbehaved, PeerRefused
 from transport.hello import say_hello
 from transport.seal import Keys
 
@@ -118,3 +120,49 @@ async def test_files_and_threads_return_after_half_hellos_and_silent_sessions(
             while held(processes)[0] > files or held(processes)[1] > threads + 2:  # noqa: ASYNC110 - in another process
                 await anyio.sleep(0.1)
         assert isinstance(await fleet.ask("host-a", GetHost()), HostView)
+
+
+@pytest.mark.parametrize("is_linked", [False, True])
+async def test_a_peers_guest_gets_no_file_outside_the_shared_storage(folder: Path, is_linked: bool) -> None:
+    async with running_fleet(folder, LIMITS) as fleet:
+        secret = folder / "secret"
+        secret.write_bytes(bytes(64 << 10))
+        path = secret
+        if is_linked:
+            path = fleet.shared / "link.img"
+            path.symlink_to(secret)
+        fleet.start_guest("host-b")
+        good = await preparation(fleet)
+        spec = replace(EmbeddedSpec.from_bytes(good.guest.spec), disk_path=str(path))
+        lie = replace(good, guest=replace(good.guest, spec=spec.to_bytes()))
+        async with hostile_session(fleet) as (session, _):
+            with pytest.raises(PeerRefused, match="shared_dirs"):
+                await session.call(lie, timeout_s=5)
+        assert fleet.machines("host-a") == []
+        async with hostile_session(fleet) as (session, _):
+            assert isinstance(await session.call(good, timeout_s=5), Prepared)
+            assert isinstance(await session.call(Abort(reason="enough"), timeout_s=5), Aborted)
+        assert fleet.machines("host-a") == []
+
+
+async def test_a_hello_of_another_session_or_of_one_that_ended_opens_nothing(folder: Path) -> None:
+    async with running_fleet(folder, LIMITS) as fleet:
+        fleet.start_guest("host-b")
+
+        def knock(port: int, session_id: bytes, key: bytes) -> None:
+            with socket.create_connection(("127.0.0.1", port), timeout=5) as sock:
+                say_hello(sock, session_id, 0, key)
+
+        keys, others = Keys(bytes(32)), Keys(b"\1" * 32)
+        async with hostile_session(fleet) as (session, session_id):
+            prepared = await session.call(await preparation(fleet), timeout_s=5)
+            assert isinstance(prepared, Prepared)
+            for name, key in ((session_id, others.hello), (bytes(16), keys.hello)):
+                with pytest.raises((PeerGone, PeerMisbehaved)):
+                    await run_sync(knock, prepared.data_port, name, key)
+            await run_sync(knock, prepared.data_port, session_id, keys.hello)
+            assert isinstance(await session.call(Abort(reason="enough"), timeout_s=5), Aborted)
+            with pytest.raises((PeerGone, PeerMisbehaved, OSError)):
+                await run_sync(knock, prepared.data_port, session_id, keys.hello)
+        assert isinstance(await fleet.ask("host-a", GetHost()), HostView)
+        assert fleet.machines("host-a") == []

@@ -364,8 +364,10 @@ class IncomingMigration:
                 migration_id=self.migration_id,
             )
             try:
+                # A restart must not run what may have been given back, even if the record comes late.
+                await self._ports.journal.append("may-give-back")
                 await self._ports.storage.claim(self._directory, returned)
-            except (StorageFailed, RecordInvalid) as failure:
+            except (StorageFailed, RecordInvalid, JournalFailed) as failure:
                 await self._doubt(f"the guest did not start and could not be given back: {failure}")
                 raise PeerRefused("in-doubt", str(failure)) from failure
             return await self._give_way(f"the guest did not start: {exc}")

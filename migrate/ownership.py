@@ -74,11 +74,13 @@ def verdict_for_source(latest: Ownership | None, claim: Ownership) -> Verdict:
 
     Nobody has made N+1 yet: undecided, and whoever makes it first wins. The source's name alone is not
     enough: the guest may have gone to the destination and come home since, and what stands still here is then
-    an old copy. Only a record of this very migration gives the guest back.
+    an old copy. N+1 itself is the source's whichever migration made it so, for the guest has then never left; a later
+    record gives it back only if it is of this very migration.
     """
     if latest is None or latest.generation < claim.generation:
         return Verdict.UNDECIDED
-    if (latest.owner, latest.migration_id) == (claim.owner, claim.migration_id):
+    is_of_this_copy = latest.generation == claim.generation or latest.migration_id == claim.migration_id
+    if latest.owner == claim.owner and is_of_this_copy:
         return Verdict.SOURCE
     if (latest.generation, latest.migration_id) == (claim.generation, claim.migration_id):
         return Verdict.TAKEN

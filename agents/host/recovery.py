@@ -53,6 +53,7 @@ class _Unfinished:
     may_be_decided: bool
     order: Order | None
     was_given_up: bool
+    may_be_given_back: bool
 
     def again(self) -> Order | None:
         """Give the next attempt; None where nobody asked for one, or it was given up."""
@@ -179,6 +180,7 @@ class Recovery:
             may_be_decided=bool(steps & {"commit-may-leave", "may-claim"}),
             order=Order.from_bytes(facts.get("order")),
             was_given_up="rolling-back" in steps,
+            may_be_given_back="may-give-back" in steps,
         )
 
     def _job(self, unfinished: _Unfinished) -> Job:
@@ -228,7 +230,11 @@ class Recovery:
         await self._close(unfinished.path)
 
     async def _settle_incoming(self, job: Job, unfinished: _Unfinished) -> None:
-        """The guest is ours only if we recorded our claim; nothing is claimed now."""
+        """The guest is ours only if we recorded our claim.
+
+        A claim that was asked for may be recorded late, by a storage that hung. So nothing is ended here before a
+        record in the source's name stands in its way.
+        """
         latest = await self._host.storage.latest(unfinished.ownership_dir, unfinished.guest_id)
         if latest is None or latest.generation < unfinished.claim.generation - 1:
             # What was there when the move began is gone: another storage is mounted, or none.
@@ -236,6 +242,10 @@ class Recovery:
                 f"{unfinished.ownership_dir} does not show generation {unfinished.claim.generation - 1} of the "
                 f"ownership record of {unfinished.guest_name}, which was there when the move began"
             )
+        if unfinished.may_be_decided and latest.generation < unfinished.claim.generation:
+            latest = await self._give_to_source(unfinished, unfinished.claim.generation)
+        elif unfinished.may_be_given_back and latest == unfinished.claim:
+            latest = await self._give_to_source(unfinished, unfinished.claim.generation + 1)
         incoming = await self._left_incoming(unfinished.guest_id)
         if latest is not None and _is_ours(latest, unfinished.claim):
             guest = incoming or await self._running(unfinished.guest_id)
@@ -258,6 +268,11 @@ class Recovery:
                 await incoming.release()
             job.resolved(Phase.ROLLED_BACK, "this host never took the guest over")
         await self._close(unfinished.path)
+
+    async def _give_to_source(self, unfinished: _Unfinished, generation: int) -> Ownership:
+        """Record that the source owns the guest, unless another record stands; give the newest one."""
+        wanted = replace(unfinished.claim, generation=generation, owner=unfinished.peer)
+        return await self._host.storage.claim(unfinished.ownership_dir, wanted)
 
     async def _running(self, guest_id: str) -> RunningGuest | None:
         for hypervisor in self._host.hypervisors.values():

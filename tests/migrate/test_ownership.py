@@ -94,6 +94,11 @@ def test_a_guest_that_was_given_back_belongs_to_the_source() -> None:
     assert verdict_for_source(returned, CLAIM) is Verdict.SOURCE
 
 
+def test_a_destination_that_gave_way_has_left_the_guest_to_the_source_whichever_move_asks() -> None:
+    fence = Ownership(guest_id="guest-1", generation=CLAIM.generation, owner=CLAIM.owner, migration_id="m9")
+    assert verdict_for_source(fence, CLAIM) is Verdict.SOURCE
+
+
 def test_a_guest_that_came_home_by_another_move_is_not_this_old_copy() -> None:
     came_home = Ownership(guest_id="guest-1", generation=6, owner="host-a", migration_id="m3")
     assert verdict_for_source(came_home, CLAIM) is Verdict.DESTINATION

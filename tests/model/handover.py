@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 from migrate.ownership import Ownership, Verdict, next_generation, verdict_for_source
 from migrate.phases import DESTINATION, SOURCE, Event, Phase, advance
 
-__all__ = ["RULES", "Bounds", "Result", "explore"]
+__all__ = ["NEEDS", "RULES", "Bounds", "Result", "explore"]
 
 RULES: Final = (
     "in doubt after COMMIT",
@@ -26,10 +26,14 @@ RULES: Final = (
     "digest before Loaded",
     "undecided is claimed",
     "a claim of unknown result is no claim",
+    "a claim is no word that the guest runs",
+    "the record is taken before a machine is ended",
+    "what may be given back is never run",
 )
 _FIRST: Final = Ownership(guest_id="g", generation=1, owner="source", migration_id="m0")
 _BY_SOURCE: Final = next_generation(_FIRST, "source", "m1")
 _BY_DESTINATION: Final = next_generation(_FIRST, "destination", "m1")
+_RUNS: Final = next_generation(_BY_DESTINATION, "destination", "m1")
 _GIVEN_BACK: Final = next_generation(_BY_DESTINATION, "source", "m1")
 
 
@@ -50,6 +54,8 @@ class State(NamedTuple):
     faults: int = 0
     machine_died: bool = False
     has_hung_claim: bool = False
+    may_be_given_back: bool = False
+    has_hung_return: bool = False
 
 
 class Result(NamedTuple):
@@ -71,16 +77,20 @@ class Bounds(NamedTuple):
 
     `late_claims`: a claim that was given up may be recorded later, when the storage answers again.
     `may_not_start`: the hypervisor may refuse to run what was claimed.
-    `fences`: a destination that gives a move up takes N+1 for the source first. The engine does not do so yet.
     """
 
     max_faults: int = 2
     late_claims: bool = False
     may_not_start: bool = False
-    fences: bool = False
 
 
 _ALL: Final = Bounds()
+# Where crashes and lost messages alone do not show what a rule is needed for.
+NEEDS: Final = {
+    "a claim is no word that the guest runs": Bounds(max_faults=0, may_not_start=True),
+    "the record is taken before a machine is ended": Bounds(max_faults=0, late_claims=True),
+    "what may be given back is never run": Bounds(max_faults=0, may_not_start=True),
+}
 
 
 def _claim(s: State, wanted: Ownership, without: str) -> State:
@@ -96,7 +106,10 @@ def _settle(s: State, without: str) -> State:
     """As `migrate.doubt.settle`, then as its caller obeys it."""
     if without != "undecided is claimed":
         s = _claim(s, _BY_SOURCE, without)
-    if verdict_for_source(s.record, _BY_SOURCE) is Verdict.DESTINATION:
+    verdict = verdict_for_source(s.record, _BY_SOURCE)
+    if verdict is Verdict.TAKEN and without != "a claim is no word that the guest runs":
+        return s._replace(source=Phase.IN_DOUBT)
+    if verdict in (Verdict.DESTINATION, Verdict.TAKEN):
         phase = advance(SOURCE, Phase.IN_DOUBT, Event.DESTINATION_OWNS)
         return s._replace(source=phase, source_guest="gone")
     return _keep(s, advance(SOURCE, Phase.IN_DOUBT, Event.SOURCE_OWNS))
@@ -163,15 +176,19 @@ def _destination(s: State, without: str, bounds: Bounds) -> Iterator[_Step]:
     phase, words = s.destination, {word for word, _ in s.messages}
     if phase is None or phase is Phase.IN_DOUBT:
         blind = without == "a restarted destination asks ownership" and s.destination_armed
-        owns = s.record == _BY_DESTINATION or blind
-        if owns and s.destination_guest != "gone":
+        owns = s.record in (_BY_DESTINATION, _RUNS) or blind
+        returns = s.may_be_given_back and without != "what may be given back is never run"
+        if owns and returns and s.record == _BY_DESTINATION:
+            yield "destination gives back again", False, _claim(s, _GIVEN_BACK, without)
+        elif owns and s.destination_guest != "gone":
             yield (
                 "destination recovers and runs",
                 False,
                 s._replace(destination=Phase.COMPLETE, destination_guest="runs"),
             )
         elif not owns:
-            fenced = _claim(s, _BY_SOURCE, without) if bounds.fences and s.destination_armed else s
+            blocks = s.destination_armed and without != "the record is taken before a machine is ended"
+            fenced = _claim(s, _BY_SOURCE, without) if blocks else s
             yield (
                 "destination recovers and ends its machine",
                 False,
@@ -224,6 +241,8 @@ def _destination(s: State, without: str, bounds: Bounds) -> Iterator[_Step]:
                     True,
                     s._replace(destination=Phase.COMPLETE, destination_guest="runs"),
                 )
+    elif phase is Phase.COMPLETE and s.record == _BY_DESTINATION:
+        yield "destination says that the guest runs", False, _claim(s, _RUNS, without)
     elif phase is Phase.ROLLED_BACK and s.destination_armed and "Commit" in words:
         yield "destination refuses Commit", False, _say(s, "CommitRefused")
     if phase in (Phase.PRECOPY, Phase.STOP) and "Abort" in words:
@@ -233,6 +252,7 @@ def _destination(s: State, without: str, bounds: Bounds) -> Iterator[_Step]:
 
 def _does_not_start(s: State, without: str) -> Iterator[_Step]:
     """The hypervisor refuses to run what was claimed: the guest goes back, by a record."""
+    s = s._replace(may_be_given_back=True)  # in its journal, before the record
     back = _claim(s, _GIVEN_BACK, without)
     lost = advance(DESTINATION, Phase.SWITCHOVER, Event.SOURCE_OWNS)
     gave_way = back._replace(destination=lost, destination_guest="gone")
@@ -240,6 +260,8 @@ def _does_not_start(s: State, without: str) -> Iterator[_Step]:
     doubt = advance(DESTINATION, Phase.SWITCHOVER, Event.FAULT)
     yield "guest does not start, give-back fails, made", True, back._replace(destination=doubt)
     yield "guest does not start, give-back fails, not made", True, s._replace(destination=doubt)
+    hung = s._replace(destination=doubt, has_hung_return=True)
+    yield "guest does not start, give-back hangs", True, hung
 
 
 def _world(s: State, without: str, bounds: Bounds) -> Iterator[_Step]:
@@ -249,6 +271,9 @@ def _world(s: State, without: str, bounds: Bounds) -> Iterator[_Step]:
     if s.has_hung_claim:
         landed = _claim(s, _BY_DESTINATION, without)
         yield "the hung claim is recorded", True, landed._replace(has_hung_claim=False)
+    if s.has_hung_return:
+        landed = _claim(s, _GIVEN_BACK, without)
+        yield "the hung give-back is recorded", True, landed._replace(has_hung_return=False)
     if s.faults == bounds.max_faults:
         return
     hit = s._replace(faults=s.faults + 1)
@@ -259,7 +284,9 @@ def _world(s: State, without: str, bounds: Bounds) -> Iterator[_Step]:
             True,
             hit._replace(source=None, source_guest="gone", machine_died=True),
         )
-    if s.destination is not None and s.destination not in (Phase.COMPLETE, Phase.ROLLED_BACK):
+    # Its journal is ended after the word that the guest runs: until then a restart looks at it again.
+    is_over = s.destination is Phase.COMPLETE and s.record != _BY_DESTINATION
+    if s.destination is not None and s.destination is not Phase.ROLLED_BACK and not is_over:
         yield "destination agent crashes", True, hit._replace(destination=None)
         died = hit._replace(destination=None, destination_guest="gone", machine_died=True)
         yield "destination machine crashes", True, died
@@ -270,9 +297,9 @@ def _violation(s: State) -> str | None:
         return "two copies run"
     if s.destination_guest == "runs" and s.received != s.stop:
         return "a copy runs whose RAM is not whole"
-    if s.destination_guest == "runs" and s.record != _BY_DESTINATION:
+    if s.destination_guest == "runs" and s.record not in (_BY_DESTINATION, _RUNS):
         return "a copy runs that does not own the guest"
-    if s.source_guest == "runs" and s.record == _BY_DESTINATION:
+    if s.source_guest == "runs" and s.record in (_BY_DESTINATION, _RUNS):
         return "the source runs what belongs to the destination"
     return None
 

@@ -235,7 +235,20 @@ async def test_a_destination_that_had_not_claimed_leaves_nothing(tmp_path: Path)
     await here.recovery.take_up()
     assert here.job.phase is Phase.ROLLED_BACK
     assert not guest.is_running
-    assert await here.storage.latest(str(here.directory), FACTS.guest_id) == OWNED
+    # A claim of ours that comes late, because the storage hung, finds its place taken.
+    assert await here.storage.latest(str(here.directory), FACTS.guest_id) == claim_of("host-a")
+    assert await here.storage.claim(str(here.directory), claim_of("host-b")) == claim_of("host-a")
+
+
+async def test_a_destination_that_may_have_given_the_guest_back_never_runs_it(tmp_path: Path) -> None:
+    here = Here(tmp_path, "host-b")
+    here.journal("prepared", "may-claim", "may-give-back")
+    await here.own(claim_of("host-b"))
+    guest = here.guest(is_loaded=True)
+    await here.recovery.take_up()
+    assert here.job.phase is Phase.ROLLED_BACK
+    assert not guest.is_running
+    assert await here.storage.latest(str(here.directory), FACTS.guest_id) == runs_at("host-a")
 
 
 async def test_a_destination_whose_guest_is_gone_says_where_the_last_copy_is(tmp_path: Path) -> None:

@@ -203,10 +203,14 @@ class Done:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resolve:
-    """Ask for a Resolution. Without `act` it only tells what is known; with it the record is asked and obeyed."""
+    """Ask for a Resolution. Without `act` it only tells what is known; with it the record is asked and obeyed.
+
+    `take` is a person's word that the destination, which has taken the guest and never said that it runs, is off.
+    """
 
     job: str
     act: bool
+    take: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

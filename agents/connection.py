@@ -179,9 +179,13 @@ class AgentClient:
         """Ask for the end of a job; it is rolled back when a watch says so. Refused (`too-late`) near the end."""
         await self._ask(Cancel(job=job), Done, self._timeout_s)
 
-    async def resolve(self, job: str, act: bool = False) -> Resolution:
-        """Tell what is known of a job in doubt; with `act` the ownership record is asked and obeyed."""
-        return await self._ask(Resolve(job=job, act=act), Resolution, self._far_timeout_s)
+    async def resolve(self, job: str, act: bool = False, take: bool = False) -> Resolution:
+        """Tell what is known of a job in doubt; with `act` the ownership record is asked and obeyed.
+
+        `take` lets the stopped copy at the source run on although the destination has taken the guest: only for a
+        destination that is certainly off, and has not said that the guest runs there.
+        """
+        return await self._ask(Resolve(job=job, act=act, take=take), Resolution, self._far_timeout_s)
 
     async def _ask(self, request: object, answer_type: type[T], timeout_s: float) -> T:
         with self._asking():

@@ -241,22 +241,27 @@ def cancel(job: str, config: Path | None, as_json: bool) -> int:
 Examples:
   vmferry resolve 3f0f4c6e
   vmferry resolve 3f0f4c6e --act
+  vmferry resolve 3f0f4c6e --take      # the destination is off for good, and never said that the guest runs
 
 A job is in doubt when the last answer between the two hosts was lost: the guest may run at the destination, so it
 stays stopped at the source. Who owns it is written on the shared storage.
 
-Without --act nothing changes: the guest stays stopped at the source for as long as nobody acts. With --act the
-record is read and obeyed. That can never start a second copy. What it risks: where nobody owns the guest yet, the
+Both agents look at the record every few seconds, and settle it by themselves when the storage and the other agent
+answer. --act does that now. That can never start a second copy. What it risks: where nobody owns the guest yet, the
 host that is asked takes it, and the other can never run it; where the other host owns it, the stopped copy here is
-ended, and if the other has failed since, the guest runs nowhere until it is started from its disks. Never start
-the guest by hand instead: that is how two copies come to write to one disk.
+ended, and if the other has failed since, the guest runs nowhere until it is started from its disks. --take is
+for a destination that took the guest, has not said that it runs, and is off: if it does run there, two copies write
+to one disk. So does a guest that is started by hand.
 """
 )
 @click.argument("job")
 @click.option("--act", is_flag=True, help="Read the ownership record and obey it.")
+@click.option(
+    "--take", is_flag=True, help="Let the source's stopped copy run: the destination is certainly off."
+)
 @config_option
 @json_option
-def resolve(job: str, act: bool, config: Path | None, as_json: bool) -> int:
+def resolve(job: str, act: bool, take: bool, config: Path | None, as_json: bool) -> int:
     """Show what is known of a JOB in doubt, and settle it with --act.
 
     Exits with 4 for as long as it is in doubt.
@@ -266,7 +271,7 @@ def resolve(job: str, act: bool, config: Path | None, as_json: bool) -> int:
     async def ask() -> tuple[str, Resolution]:
         found = await fleet.find_job(job)
         async with fleet.connect(found.host) as agent:
-            return found.host, await agent.resolve(found.job, act)
+            return found.host, await agent.resolve(found.job, act, take)
 
     host, known = options.call(ask)
     if as_json:
@@ -287,7 +292,7 @@ def resolve(job: str, act: bool, config: Path | None, as_json: bool) -> int:
             click.echo(
                 f"Nothing was changed. `vmferry resolve {known.job[:_SHOWN_LETTERS]} --act` reads the record and "
                 "obeys it; do not start the guest by hand."
-                if not act
+                if not (act or take)
                 else "Still in doubt: see the verdict. Do not start the guest by hand."
             )
     return Exit.OK if known.is_resolved else Exit.IN_DOUBT

@@ -203,7 +203,7 @@ class ControlService:
             what=f"job {request.job[:8]}",
             guest=guest,
             job=request.job,
-            only_looks=isinstance(request, Resolve) and not request.act,
+            only_looks=isinstance(request, Resolve) and not (request.act or request.take),
         )
 
     async def _answer(
@@ -240,8 +240,8 @@ class ControlService:
             case Cancel(job=job_id):
                 self._controls(job_id).cancel()
                 return Done()
-            case Resolve(job=job_id, act=act):
-                return await self._recovery.resolve(self._jobs.get(job_id), act=act)
+            case Resolve(job=job_id, act=act, take=take):
+                return await self._recovery.resolve(self._jobs.get(job_id), act=act, take=take)
             case _:
                 raise BadMessage(f"{type(request).__name__} is no request of an operator")
 

@@ -129,11 +129,14 @@ class Recovery:
                 except (MigrationError, RecordInvalid, JournalFailed, JournalCorrupt) as exc:
                     log_event(_log, logging.DEBUG, "migration still in doubt", job=job.job_id, cause=str(exc))
 
-    async def resolve(self, job: Job, *, act: bool) -> Resolution:
+    async def resolve(self, job: Job, *, act: bool, take: bool = False) -> Resolution:
         """Tell what is known of a job in doubt; with `act`, ask the record and obey it.
 
+        With `take`, take back a guest that the destination has taken and never said to run. If it runs there after
+        all, there are two until its agent sees the record.
+
         Raises:
-            SetupRefused: the job is not in doubt.
+            SetupRefused: the job is not in doubt, or there is nothing to take back.
             InDoubt: the storage gave no answer that can be relied on.
         """
         async with self._resolving:
@@ -144,7 +147,9 @@ class Recovery:
             )
             if unfinished is None:
                 raise SetupRefused(f"the journal of job {job.job_id[:8]} does not say what it was")
-            if act:
+            if take:
+                await self._take_back(unfinished)
+            if act or take:
                 await self._settle(job, unfinished)
             return await self._describe(job, unfinished)
 
@@ -209,6 +214,17 @@ class Recovery:
         else:
             await self._settle_incoming(job, unfinished)
 
+    async def _take_back(self, unfinished: _Unfinished) -> None:
+        """Record that the guest is given back, in place of the destination, unless it has said something since."""
+        latest = await self._host.storage.latest(unfinished.ownership_dir, unfinished.guest_id)
+        verdict = verdict_for_source(latest, unfinished.claim)
+        if not unfinished.is_outgoing or verdict is not Verdict.TAKEN:
+            raise SetupRefused(
+                "only the source takes a guest back, and only one that the destination has taken and not said to run"
+            )
+        again = replace(unfinished.claim, generation=unfinished.claim.generation + 1)
+        await self._host.storage.claim(unfinished.ownership_dir, again)
+
     async def _settle_outgoing(self, job: Job, unfinished: _Unfinished) -> None:
         """The guest is ours unless the destination has recorded its claim."""
         if unfinished.may_be_decided:
@@ -266,7 +282,12 @@ class Recovery:
             if incoming is not None:
                 await incoming.destroy()
                 await incoming.release()
-            job.resolved(Phase.ROLLED_BACK, "this host never took the guest over")
+            elif latest.owner == unfinished.peer and (taken_back := await self._running(unfinished.guest_id)):
+                # Somebody said that this host was off, and took the guest back.
+                await taken_back.pause()
+                await taken_back.destroy()
+                await taken_back.release()
+            job.resolved(Phase.ROLLED_BACK, f"generation {latest.generation} belongs to {latest.owner}")
         await self._close(unfinished.path)
 
     async def _give_to_source(self, unfinished: _Unfinished, generation: int) -> Ownership:
@@ -315,7 +336,8 @@ class Recovery:
                 Verdict.SOURCE: f"the guest belongs to {here}: --act lets the stopped copy here run on",
                 Verdict.DESTINATION: f"the guest belongs to {peer}: --act ends the stopped copy here",
                 Verdict.TAKEN: f"{peer} has taken the guest and has not said that it runs: the stopped copy here may "
-                f"be the last one, and stays. It is settled as soon as the agent on {peer} is back",
+                f"be the last one, and stays. It is settled as soon as the agent on {peer} is back. If {peer} is off "
+                "for good, --take lets the copy here run on; if it is not, there are two",
                 Verdict.UNDECIDED: f"nobody has taken generation {claim.generation} yet: --act takes it for {here}, "
                 f"and from then on {peer} can no longer run the guest",
             }[verdict_for_source(latest, claim)]

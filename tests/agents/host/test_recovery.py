@@ -36,6 +36,7 @@ class Here:
     """One host after a restart: `host-a` was the source, `host-b` the destination."""
 
     def __init__(self, folder: Path, name: str) -> None:
+        folder.mkdir(exist_ok=True)
         fleet = Fleet(folder)
         fleet.issue()
         self.settings = load_settings(fleet.write_config(name, {"host-a": 7700, "host-b": 7800}))
@@ -184,6 +185,45 @@ async def test_a_source_in_doubt_keeps_its_copy_until_the_destination_has_said_h
         tasks.cancel_scope.cancel()
     assert here.job.phase is Phase.ROLLED_BACK
     assert runs(guest)
+
+
+async def test_a_person_who_knows_that_the_destination_is_off_takes_the_guest_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("migrate.doubt.CLAIM_PAUSE_S", 0.0)
+    here = Here(tmp_path, "host-a")
+    here.journal("started", "commit-may-leave")
+    await here.own(claim_of("host-b"))
+    guest = here.guest()
+    await here.recovery.take_up()
+    with pytest.raises(InDoubt):
+        await here.recovery.resolve(here.job, act=True)
+    assert "--take" in (await here.recovery.resolve(here.job, act=False)).verdict
+    assert not runs(guest)
+    settled = await here.recovery.resolve(here.job, act=False, take=True)
+    assert (settled.is_resolved, settled.runs_on) == (True, "host-a")
+    assert runs(guest)
+    # The destination, when it is back after all, finds that the guest is no longer its own.
+    there = Here(tmp_path / "there", "host-b")
+    there.journal("prepared", "may-claim")
+    await there.own(claim_of("host-b"))
+    await there.storage.claim(str(there.directory), runs_at("host-a"))
+    copy = there.guest()
+    copy.is_running = True
+    await there.recovery.take_up()
+    assert there.job.phase is Phase.ROLLED_BACK
+    assert not runs(copy)
+    assert there.hypervisor.by_id == {}
+
+
+async def test_a_guest_that_is_said_to_run_is_not_taken_back(tmp_path: Path) -> None:
+    here = Here(tmp_path, "host-b")
+    here.journal("prepared", "may-claim")
+    await here.own(claim_of("host-b"))
+    await here.recovery.take_up()
+    assert here.job.phase is Phase.IN_DOUBT
+    with pytest.raises(SetupRefused, match="only the source takes a guest back"):
+        await here.recovery.resolve(here.job, act=False, take=True)
 
 
 async def test_storage_that_does_not_answer_leaves_a_job_that_resolve_settles(

@@ -24,6 +24,11 @@ PAST: Final = MappingProxyType(
         "embedded-toml": (b"seed = " + _DIGITS, b"seed = " + b"[" * 5000),
         # The kernel escapes the line feed alone; a name with another end of a line was read as two lines.
         "proc-maps": (b"a\r7f", b"a\x0cb", b"a\xc2\x85b", b"a\xe2\x80\xa8b"),
+        # A drive whose -blockdev does not say what it is was a KeyError; a count of thousands of digits a ValueError.
+        "qemu-arguments": (
+            b"qemu\0-blockdev\0node-name=a\0-device\0virtio-blk-pci,drive=a",
+            b"qemu\0-smp\0" + _DIGITS,
+        ),
         # A group named twice, and groups out of order, gave pages that were not in order.
         "compared-groups": (b"\2\2\2\3\1", b"\2\3\2\3\1"),
         # A number of microseconds beyond what a float holds was an OverflowError.

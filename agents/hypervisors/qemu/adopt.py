@@ -36,7 +36,9 @@ _OF_THE_HOST: Final = frozenset(
 )
 _FLAGS_OF_THE_HOST: Final = frozenset({"S", "daemonize", "no-user-config"})
 _FLAGS: Final = _FLAGS_OF_THE_HOST | {"nodefaults", "enable-kvm"}
-_SIZE: Final = re.compile(r"(?:size=)?(\d+)([KMGT]?)B?", re.IGNORECASE)
+# vCPUs, nodes and bytes; no count of this world has more.
+MAX_DIGITS: Final = 18
+_SIZE: Final = re.compile(rf"(?:size=)?([0-9]{{1,{MAX_DIGITS}}})([KMGT]?)B?", re.IGNORECASE)
 _SHIFT: Final = {"": 20, "K": 10, "M": 20, "G": 30, "T": 40}
 # Suboptions that change nothing that a guest can see.
 _IGNORED: Final = {
@@ -225,7 +227,7 @@ def _set_accel(read: _Read, words: str) -> None:
 def _read_vcpus(read: _Read, value: str) -> None:
     fields = _fields(value, "cpus")
     words = fields.pop("cpus", "")
-    if not words.isdecimal():
+    if not _is_number(words):
         raise NotAdoptable(f"-smp {value!r:.60} does not say how many")
     read.values["vcpus"] = int(words)
     _nothing_left("-smp", fields, "smp")
@@ -253,10 +255,15 @@ def _read_object(read: _Read, value: str) -> None:
 def _read_numa(read: _Read, value: str) -> None:
     fields = _fields(value, "kind")
     kind, node, memory = fields.pop("kind", ""), fields.pop("nodeid", ""), fields.pop("memdev", "")
-    if kind != "node" or not node.isdecimal() or not memory:
+    if kind != "node" or not _is_number(node) or not memory:
         raise NotAdoptable(f"-numa {value!r:.80}: only node,nodeid=N,memdev=ID has a place in a guest's spec")
     _nothing_left("-numa", fields, "numa")
     read.nodes[memory] = int(node)
+
+
+def _is_number(words: str) -> bool:
+    # Python refuses to read thousands of digits with an error of its own.
+    return words.isascii() and words.isdecimal() and len(words) <= MAX_DIGITS
 
 
 def _read_blockdev(read: _Read, value: str) -> None:
@@ -312,7 +319,7 @@ def _disk(read: _Read, driver: str, fields: dict[str, str]) -> DiskSpec:
     block = dict(read.blocks.get(node, {}))
     if not block:
         raise NotAdoptable(f"-device {driver}: its drive {node!r:.40} is no -blockdev before it")
-    kind, path = block.pop("driver"), block.pop("file.filename", "")
+    kind, path = block.pop("driver", ""), block.pop("file.filename", "")
     if kind not in tuple(Format) or block.pop("file.driver", "") != "file":
         raise NotAdoptable(f"-blockdev {node}: only raw and qcow2 in a file have a place in a guest's spec")
     is_direct = block.pop("cache.direct", "off") == "on"

@@ -116,9 +116,15 @@ def _lists(path: Path) -> list[x509.CertificateRevocationList]:
             f"{path} is no file of revocation lists: it must have blocks of X509 CRL, and nothing else"
         )
     try:
-        return [x509.load_pem_x509_crl(block[0]) for block in blocks]
+        return [_read_whole(x509.load_pem_x509_crl(block[0])) for block in blocks]
     except (ValueError, UnsupportedAlgorithm) as exc:
         raise PkiRefused(f"{path} holds no revocation list that can be read") from exc
+
+
+def _read_whole(crl: x509.CertificateRevocationList) -> x509.CertificateRevocationList:
+    """Look at all that is used of it, now: cryptography reads names, dates and entries when they are asked for."""
+    _ = crl.issuer, crl.next_update_utc, [entry.serial_number for entry in crl]
+    return crl
 
 
 def _is_of(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> bool:
@@ -127,7 +133,10 @@ def _is_of(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> boo
         key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey | ed25519.Ed25519PublicKey | ed448.Ed448PublicKey
     ):
         return False
-    return crl.is_signature_valid(key)
+    try:
+        return crl.is_signature_valid(key)
+    except (ValueError, UnsupportedAlgorithm):
+        return False  # signed with what no CA of ours signs with
 
 
 def _serial_of(folder: Path, name: str) -> str:

@@ -299,5 +299,6 @@ async def test_a_guest_without_a_disk_moves_there_and_back_with_its_record_in_et
             async with records_in(place_of(etcd.url)) as records:
                 newest = await records.latest(await records.place(), guest)
             assert newest is not None
-            assert (newest.generation, newest.owner) == (3, "host-a")
+            # A claim and the word that the guest runs, there and back.
+            assert (newest.generation, newest.owner) == (5, "host-a")
             assert not list(fleet.shared.rglob(f"{guest}.*"))

@@ -458,11 +458,11 @@ async def test_a_server_that_works_long_is_not_taken_for_dead(monkeypatch: pytes
     monkeypatch.setattr("transport.limits.WORKING_EVERY_S", 0.01)
 
     async def slowly(request: object) -> object:
-        await anyio.sleep(0.15)
+        await anyio.sleep(0.6)
         return Sum(total=1)
 
     async with world(slowly) as here:
-        session = CallSession(here.dial, SCHEMA, SESSION_ID, outage_s=5, dead_peer_s=0.05, backoff=backoff())
+        session = CallSession(here.dial, SCHEMA, SESSION_ID, outage_s=5, dead_peer_s=0.3, backoff=backoff())
         assert await session.call(Add(number=1), timeout_s=5) == Sum(total=1)
         assert session.link_breaks == 0
 
@@ -478,9 +478,11 @@ async def test_a_channel_that_falls_silent_is_dialled_again_and_executes_nothing
             # The first one takes everything in and gives nothing out, as a network that swallows packets does.
             return MessageChannel(SilentStream(), SESSION_SCHEMA) if dials == 1 else await here.dial()
 
-        session = CallSession(dial, SCHEMA, SESSION_ID, outage_s=5, dead_peer_s=0.02, backoff=backoff())
+        session = CallSession(dial, SCHEMA, SESSION_ID, outage_s=5, dead_peer_s=0.1, backoff=backoff())
         assert await session.call(Add(number=1), timeout_s=5) == Sum(total=1)
-    assert (dials, adder.executed) == (2, [1])
+    # A busy machine may be silent for as long once more; what counts is that nothing is done twice.
+    assert dials >= 2
+    assert adder.executed == [1]
 
 
 async def test_a_peer_that_stays_silent_is_gone_after_the_outage() -> None:

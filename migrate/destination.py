@@ -357,12 +357,7 @@ class IncomingMigration:
         try:
             await self._incoming.resume()
         except GuestRefused as exc:
-            returned = Ownership(
-                guest_id=owned.guest_id,
-                generation=owned.generation + 1,
-                owner=self.source_host,
-                migration_id=self.migration_id,
-            )
+            returned = next_generation(owned, self.source_host, self.migration_id)
             try:
                 # A restart must not run what may have been given back, even if the record comes late.
                 await self._ports.journal.append("may-give-back")
@@ -383,12 +378,9 @@ class IncomingMigration:
         """After the answer to COMMIT has left: say on the storage that the guest runs, and let go of everything."""
         if self.phase is not Phase.COMPLETE or self._receiver is None:
             return
-        receiver, self._receiver = self._receiver, None
         with anyio.CancelScope(shield=True):
-            await receiver.aclose()
-            await self._incoming.release()
+            await self._take_hands_off()
             # The session stays for a source that asks again; its buffers and tables go now.
-            self._undo.forget()
             del self._incoming, self._digest, self._state
             await record_that_it_runs(self._ports.storage, self._directory, self._wanted)
             await self._ports.journal.append("complete")
@@ -397,6 +389,9 @@ class IncomingMigration:
     async def _doubt(self, because: str) -> None:
         """The machine stays as it is; only the hands are taken off it, for whoever settles this."""
         self._advance(Event.FAULT, because)
+        await self._take_hands_off()
+
+    async def _take_hands_off(self) -> None:
         receiver, self._receiver = self._receiver, None
         if receiver is not None:
             await receiver.aclose()

@@ -5,6 +5,7 @@ Law: nothing here lets a guest run. It says who owns it; the caller acts on that
 
 from __future__ import annotations
 
+import contextlib
 from typing import Final
 
 import anyio
@@ -18,10 +19,6 @@ __all__ = ["CLAIM_ATTEMPTS", "CLAIM_PAUSE_S", "record_that_it_runs", "settle"]
 # A storage server that fails over takes some seconds; longer outages are for `vmferry resolve`.
 CLAIM_ATTEMPTS: Final = 5
 CLAIM_PAUSE_S: Final = 1.0
-
-
-class _NotSaid(Exception):
-    """The destination's claim stands, and nothing after it."""
 
 
 async def settle(storage: SharedStorage, directory: str, claim: Ownership) -> Verdict:
@@ -48,37 +45,36 @@ async def settle(storage: SharedStorage, directory: str, claim: Ownership) -> Ve
         except (StorageFailed, RecordInvalid) as exc:
             failure = exc
             continue
-        verdict = verdict_for_source(standing, claim)
-        if verdict in (Verdict.SOURCE, Verdict.DESTINATION):
-            return verdict
-        if verdict is Verdict.TAKEN:
-            failure = _NotSaid(f"{standing.owner} has taken the guest, and has not said that it runs there")
-            continue
-        failure = StorageFailed(
-            f"{directory} shows generation {standing.generation} after {claim.generation} was made"
-        )
-    if isinstance(failure, _NotSaid):
-        raise InDoubt(
-            f"{failure}. The stopped copy here stays: it may be the last one. It is settled as soon as the agent of "
-            "that host is back; `vmferry resolve` tells more"
-        )
+        match verdict_for_source(standing, claim):
+            case Verdict.SOURCE | Verdict.DESTINATION as verdict:
+                return verdict
+            case Verdict.TAKEN:
+                failure = InDoubt(
+                    f"{standing.owner} has taken the guest, and has not said that it runs there. The stopped copy here "
+                    "stays: it may be the last one. It is settled as soon as the agent of that host is back; "
+                    "`vmferry resolve` tells more"
+                )
+            case Verdict.UNDECIDED:
+                failure = StorageFailed(
+                    f"{directory} shows generation {standing.generation} after {claim.generation} was made"
+                )
+    if isinstance(failure, InDoubt):
+        raise failure
     raise InDoubt(
         f"the ownership record in {directory} could not be read or made: {failure}. The guest stays stopped here; "
         "when the storage answers again, run `vmferry resolve`"
     ) from failure
 
 
-async def record_that_it_runs(storage: SharedStorage, directory: str, claim: Ownership) -> bool:
+async def record_that_it_runs(storage: SharedStorage, directory: str, claim: Ownership) -> None:
     """Say, after the claim, that the guest runs here: from then on a source in doubt may end its stopped copy.
 
-    False: the storage did not take it. Nothing is lost by that: the source's copy stays until somebody resolves.
+    Nothing is lost where the storage does not take it: the source's copy stays until somebody resolves.
     """
     word = next_generation(claim, claim.owner, claim.migration_id)
     for attempt in range(CLAIM_ATTEMPTS):
         if attempt:
             await anyio.sleep(CLAIM_PAUSE_S)
-        try:
-            return await storage.claim(directory, word) == word
-        except (StorageFailed, RecordInvalid):
-            continue
-    return False
+        with contextlib.suppress(StorageFailed, RecordInvalid):
+            await storage.claim(directory, word)
+            return

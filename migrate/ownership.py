@@ -24,6 +24,7 @@ __all__ = [
     "RecordInvalid",
     "Verdict",
     "format_record",
+    "is_destinations",
     "next_generation",
     "parse_record",
     "record_name",
@@ -85,6 +86,15 @@ def verdict_for_source(latest: Ownership | None, claim: Ownership) -> Verdict:
     if (latest.generation, latest.migration_id) == (claim.generation, claim.migration_id):
         return Verdict.TAKEN
     return Verdict.DESTINATION
+
+
+def is_destinations(latest: Ownership | None, claim: Ownership) -> bool:
+    """Judge whether the newest record is the destination's `claim`, or the word that it said after it."""
+    return (
+        latest is not None
+        and latest.generation >= claim.generation
+        and (latest.owner, latest.migration_id) == (claim.owner, claim.migration_id)
+    )
 
 
 def record_name(guest_id: str, generation: int) -> str:

@@ -25,7 +25,14 @@ from agents.logs import get_logger, log_event
 from migrate.controls import Controls
 from migrate.doubt import record_that_it_runs, settle
 from migrate.errors import GuestUnknown, InDoubt, JournalFailed, MigrationError, SetupRefused, StorageFailed
-from migrate.ownership import Ownership, RecordInvalid, Verdict, verdict_for_source
+from migrate.ownership import (
+    Ownership,
+    RecordInvalid,
+    Verdict,
+    is_destinations,
+    next_generation,
+    verdict_for_source,
+)
 from migrate.phases import TERMINAL, Phase
 from migrate.plan import Policy
 from migrate.ports import IncomingGuest, RunningGuest
@@ -222,7 +229,8 @@ class Recovery:
             raise SetupRefused(
                 "only the source takes a guest back, and only one that the destination has taken and not said to run"
             )
-        again = replace(unfinished.claim, generation=unfinished.claim.generation + 1)
+        claim = unfinished.claim
+        again = next_generation(claim, claim.owner, claim.migration_id)
         await self._host.storage.claim(unfinished.ownership_dir, again)
 
     async def _settle_outgoing(self, job: Job, unfinished: _Unfinished) -> None:
@@ -263,7 +271,7 @@ class Recovery:
         elif unfinished.may_be_given_back and latest == unfinished.claim:
             latest = await self._give_to_source(unfinished, unfinished.claim.generation + 1)
         incoming = await self._left_incoming(unfinished.guest_id)
-        if latest is not None and _is_ours(latest, unfinished.claim):
+        if is_destinations(latest, unfinished.claim):
             guest = incoming or await self._running(unfinished.guest_id)
             if guest is None:
                 raise InDoubt(
@@ -341,7 +349,7 @@ class Recovery:
                 Verdict.UNDECIDED: f"nobody has taken generation {claim.generation} yet: --act takes it for {here}, "
                 f"and from then on {peer} can no longer run the guest",
             }[verdict_for_source(latest, claim)]
-        elif latest is not None and _is_ours(latest, claim):
+        elif is_destinations(latest, claim):
             verdict = f"the guest belongs to {here}: --act runs it if it is still here"
         else:
             verdict = f"{here} did not take the guest over: --act ends the empty copy here"
@@ -359,11 +367,3 @@ class Recovery:
             runs_on=runs_on,
             is_resolved=job.phase in TERMINAL,
         )
-
-
-def _is_ours(latest: Ownership, claim: Ownership) -> bool:
-    """Tell whether the newest record is this claim, or what its owner said after it."""
-    return latest.generation >= claim.generation and (latest.owner, latest.migration_id) == (
-        claim.owner,
-        claim.migration_id,
-    )

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from migrate.ownership import Ownership, Verdict, next_generation, verdict_for_source
+from migrate.ownership import Ownership, Verdict, is_destinations, next_generation, verdict_for_source
 from migrate.phases import DESTINATION, SOURCE, Event, Phase, advance
 
 __all__ = ["NEEDS", "RULES", "Bounds", "Result", "explore"]
@@ -176,7 +176,7 @@ def _destination(s: State, without: str, bounds: Bounds) -> Iterator[_Step]:
     phase, words = s.destination, {word for word, _ in s.messages}
     if phase is None or phase is Phase.IN_DOUBT:
         blind = without == "a restarted destination asks ownership" and s.destination_armed
-        owns = s.record in (_BY_DESTINATION, _RUNS) or blind
+        owns = is_destinations(s.record, _BY_DESTINATION) or blind
         returns = s.may_be_given_back and without != "what may be given back is never run"
         if owns and returns and s.record == _BY_DESTINATION:
             yield "destination gives back again", False, _claim(s, _GIVEN_BACK, without)
@@ -297,9 +297,9 @@ def _violation(s: State) -> str | None:
         return "two copies run"
     if s.destination_guest == "runs" and s.received != s.stop:
         return "a copy runs whose RAM is not whole"
-    if s.destination_guest == "runs" and s.record not in (_BY_DESTINATION, _RUNS):
+    if s.destination_guest == "runs" and not is_destinations(s.record, _BY_DESTINATION):
         return "a copy runs that does not own the guest"
-    if s.source_guest == "runs" and s.record in (_BY_DESTINATION, _RUNS):
+    if s.source_guest == "runs" and is_destinations(s.record, _BY_DESTINATION):
         return "the source runs what belongs to the destination"
     return None
 

@@ -9,41 +9,35 @@ Tasks: one per listener and two per connection, all in `serve`, which ends them 
 from __future__ import annotations
 
 import functools
-import socket
-import struct
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
 import anyio
 import anyio.abc
-from anyio.abc import SocketAttribute
+
+from agents.demo.proxy import Proxy
 
 __all__ = ["FRONTS", "Network", "networks"]
 
-CHUNK_BYTES: Final = 64 << 10
 # Where each host's peers find it.
 FRONTS: Final = {"host-a": "127.0.0.2", "host-b": "127.0.0.3"}
-_RESET: Final = struct.pack("ii", 1, 0)
-_BROKEN: Final = (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError)
 
 
-class Network:
+class Network(Proxy):
     """What lies between an agent and its peers.
 
     `pieces` counts everything that came to either side; at number `cut_at` (from 0) that piece is half delivered or not
     at all, and every connection is reset. At number `stall_at` it is held instead, with all that follows, until `mend`.
     """
 
-    def __init__(self, target: str) -> None:
-        self._target = target
-        self._connections: set[_Connection] = set()
+    def __init__(self, target_host: str) -> None:
+        super().__init__(target_host)
         self._flows = anyio.Event()
         self._flows.set()
         self.pieces = 0
         self.cut_at: int | None = None
         self.stall_at: int | None = None
-        self.cuts = 0
 
     @property
     def is_stalled(self) -> bool:
@@ -58,78 +52,29 @@ class Network:
         """What was held arrives, and everything flows again."""
         self._flows.set()
 
-    def cut(self) -> None:
-        """Reset all connections."""
-        self.cuts += 1
-        for connection in list(self._connections):
-            connection.reset()
-
     async def serve(self, listener: anyio.abc.Listener[anyio.abc.SocketStream], port: int) -> None:
         """Forward from this listener to a port of the agent, until cancelled."""
-        await listener.serve(functools.partial(self._serve_connection, port))
+        await listener.serve(functools.partial(self._serve_when_it_flows, port))
 
-    async def _serve_connection(self, port: int, near: anyio.abc.SocketStream) -> None:
+    async def _serve_when_it_flows(self, port: int, near: anyio.abc.SocketStream) -> None:
         async with near:
             await self._flows.wait()
-            try:
-                far = await anyio.connect_tcp(self._target, port)
-            except OSError:
-                return
-            connection = _Connection(near, far)
-            self._connections.add(connection)
-            try:
-                async with far:
-                    with connection.scope:
-                        async with anyio.create_task_group() as pumps:
-                            pumps.start_soon(self._pump, connection, near, far)
-                            pumps.start_soon(self._pump, connection, far, near)
-            except* _BROKEN:
-                pass
-            finally:
-                self._connections.discard(connection)
+            await self.serve_connection(port, near)
 
-    async def _pump(
-        self, connection: _Connection, source: anyio.abc.SocketStream, sink: anyio.abc.SocketStream
-    ) -> None:
-        try:
-            while True:
-                chunk = await source.receive(CHUNK_BYTES)
-                number, self.pieces = self.pieces, self.pieces + 1
-                if number == self.stall_at:
-                    self.stall()
-                await self._flows.wait()
-                if number == self.cut_at:
-                    # Odd ones vanish whole, even ones arrive in part: both happen to real ones.
-                    if number % 2 == 0:
-                        await sink.send(chunk[: len(chunk) // 2])
-                    self.cut()
-                    return
-                await sink.send(chunk)
-        except anyio.EndOfStream:
-            try:
-                await sink.send_eof()
-            except _BROKEN:
-                connection.scope.cancel()
-        except _BROKEN:
-            connection.scope.cancel()
-
-
-class _Connection:
-    """One connection through the network."""
-
-    def __init__(self, near: anyio.abc.SocketStream, far: anyio.abc.SocketStream) -> None:
-        self._ends = (near, far)
-        self.scope = anyio.CancelScope()
-
-    def reset(self) -> None:
-        """End it so that neither side hears a farewell."""
-        for stream in self._ends:
-            try:
-                raw = stream.extra(SocketAttribute.raw_socket)
-                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-            except _BROKEN:
-                continue  # closed already
-        self.scope.cancel()
+    async def carry(self, chunk: bytes, sink: anyio.abc.SocketStream) -> bool:
+        """Count what came, and let it through unless it is the piece that something happens at."""
+        number, self.pieces = self.pieces, self.pieces + 1
+        if number == self.stall_at:
+            self.stall()
+        await self._flows.wait()
+        if number == self.cut_at:
+            # Odd ones vanish whole, even ones arrive in part: both happen to real ones.
+            if number % 2 == 0:
+                await sink.send(chunk[: len(chunk) // 2])
+            self.cut()
+            return False
+        await sink.send(chunk)
+        return True
 
 
 @asynccontextmanager

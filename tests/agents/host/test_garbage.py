@@ -289,6 +289,27 @@ def noise_after_hello(port: int, session_id: bytes, keys: Keys, noise: bytes) ->
                 pass
 
 
+def hostile_bundle(port: int, session_id: bytes, keys: Keys) -> SendBundle:
+    """One data connection of a session, sealed as it should be; what goes over it is the caller's."""
+
+    async def dial_data(slot: int) -> socket.socket:
+        def dial_blocking() -> socket.socket:
+            sock = socket.create_connection(("127.0.0.1", port), timeout=5)
+            say_hello(sock, session_id, slot, keys.hello)
+            return sock
+
+        return await run_sync(dial_blocking)
+
+    return SendBundle(
+        dial_data,
+        keys=keys,
+        connections=1,
+        max_payload_bytes=MAX_PAYLOAD_BYTES,
+        outage_s=0.1,
+        dead_peer_s=1,
+    )
+
+
 def payload_of(noise: bytes) -> Callable[[memoryview], int]:
     """A producer that gives this payload once."""
     left = [noise]
@@ -322,22 +343,7 @@ async def test_noise_after_a_good_hello_and_under_a_good_seal_ends_that_migratio
             assert isinstance(pong, Pong)
             assert pong.failure is None
 
-            async def dial_data(slot: int) -> socket.socket:
-                def dial_blocking() -> socket.socket:
-                    sock = socket.create_connection(("127.0.0.1", port), timeout=5)
-                    say_hello(sock, session_id, slot, keys.hello)
-                    return sock
-
-                return await run_sync(dial_blocking)
-
-            bundle = SendBundle(
-                dial_data,
-                keys=keys,
-                connections=1,
-                max_payload_bytes=MAX_PAYLOAD_BYTES,
-                outage_s=0.1,
-                dead_peer_s=1,
-            )
+            bundle = hostile_bundle(port, session_id, keys)
             with pytest.raises(PeerGone):
                 await bundle.send_all(payload_of(noise))
             await bundle.aclose()

@@ -24,11 +24,11 @@ from tests.agents.host.test_garbage import (
     LIMITS,
     dial,
     half_a_hello,
+    hostile_bundle,
     hostile_session,
     payload_of,
     preparation,
 )
-from transport.bundle import SendBundle
 from transport.errors import PeerGone, PeerMisbehaved, PeerRefused
 from transport.hello import say_hello
 from transport.seal import Keys
@@ -60,24 +60,7 @@ async def test_pages_beyond_the_granted_guest_are_not_written(
         async with hostile_session(fleet) as (session, session_id):
             prepared = await session.call(await preparation(fleet), timeout_s=5)
             assert isinstance(prepared, Prepared)
-            port, keys = prepared.data_port, Keys(bytes(32))
-
-            async def dial_data(slot: int) -> socket.socket:
-                def dial_blocking() -> socket.socket:
-                    sock = socket.create_connection(("127.0.0.1", port), timeout=5)
-                    say_hello(sock, session_id, slot, keys.hello)
-                    return sock
-
-                return await run_sync(dial_blocking)
-
-            bundle = SendBundle(
-                dial_data,
-                keys=keys,
-                connections=1,
-                max_payload_bytes=MAX_PAYLOAD_BYTES,
-                outage_s=0.1,
-                dead_peer_s=1,
-            )
+            bundle = hostile_bundle(prepared.data_port, session_id, Keys(bytes(32)))
             with pytest.raises(PeerGone):
                 await bundle.send_all(payload_of(payload))
             await bundle.aclose()

@@ -42,7 +42,6 @@ class Outcome(StrEnum):
 
     ALLOWED = "allowed"
     DENIED = "denied"
-    FAILED = "failed"
     REFUSED = "refused"
     CUT = "cut"
 
@@ -51,8 +50,8 @@ class Outcome(StrEnum):
 class AuditLine:
     """One decision. `denied` is by the rules, `refused` before any rule: a certificate that was not accepted.
 
-    `failed` follows `allowed` when the request was not obeyed for another reason; a connection that had been accepted
-    and is so no longer is `cut`. `more` counts refusals like this one that have no line of their own.
+    A connection that had been accepted and is so no longer is `cut`. `more` counts refusals like this one that have no
+    line of their own.
     """
 
     at_s: float

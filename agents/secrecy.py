@@ -23,8 +23,4 @@ def leave_no_core() -> None:
     """
     _, hard_bytes = resource.getrlimit(resource.RLIMIT_CORE)
     # A hard limit of 0 forbids more; then there is no core file either, and a pipe is the host's wish.
-    resource.setrlimit(resource.RLIMIT_CORE, (min(NO_CORE_BYTES, _bytes(hard_bytes)), hard_bytes))
-
-
-def _bytes(limit: int) -> int:
-    return NO_CORE_BYTES if limit == resource.RLIM_INFINITY else limit
+    resource.setrlimit(resource.RLIMIT_CORE, (NO_CORE_BYTES if hard_bytes else 0, hard_bytes))

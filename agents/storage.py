@@ -244,10 +244,9 @@ def _beside_first_disk(disks: Sequence[DiskFacts]) -> str | None:
     if not path.startswith("/") or "\0" in path:
         return None
     try:
-        if stat.S_ISBLK(os.stat(path).st_mode):
-            return None
-        return str(Path(os.path.realpath(path)).parent / OWNERSHIP_DIR)
+        is_device = stat.S_ISBLK(os.stat(path).st_mode)
     except FileNotFoundError:
-        return str(Path(os.path.realpath(path)).parent / OWNERSHIP_DIR)
+        is_device = False
     except OSError as exc:
         raise StorageFailed(f"{path} cannot be looked at: {exc.strerror}") from exc
+    return None if is_device else str(Path(os.path.realpath(path)).parent / OWNERSHIP_DIR)

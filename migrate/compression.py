@@ -88,6 +88,8 @@ class CompressionChooser:
 
     def gave(self, page_bytes: int, payload_bytes: int, now_s: float) -> None:
         """A worker has made a payload with so many bytes of pages that are not zero."""
+        if self._compression is not Compression.AUTO:
+            return
         with self._lock:
             self._pass_time(now_s)
             arm = self._arm
@@ -101,7 +103,7 @@ class CompressionChooser:
                 arm.took_s = 0.0
                 return
             moved = (acked - arm.seen_acked) * arm.page_bytes / arm.payload_bytes
-            if self._compression is Compression.AUTO and moved >= ARM_BYTES and arm.took_s > 0:
+            if moved >= ARM_BYTES and arm.took_s > 0:
                 self._end_arm(moved / arm.took_s)
                 self._arm = _Arm(given=self._given)
 

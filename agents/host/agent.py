@@ -211,7 +211,7 @@ class HostAgent:
                         reason = f"the certificate of {channel.peer} was revoked"
                         trail.connection(Outcome.CUT, channel.address, reason, channel.peer)
                         if channel.peer.role is Role.AGENT:
-                            await incoming.abandon_from(channel.peer.name, reason)
+                            await incoming.abandon_all(reason, of=channel.peer.name)
                     for host in outgoing.leave_revoked(credentials.revoked):
                         peer = Identity(role=Role.AGENT, name=host)
                         trail.connection(Outcome.CUT, "", f"the certificate of {peer} was revoked", peer)

@@ -78,20 +78,6 @@ class AuditTrail:
             )
         )
 
-    def failed(self, peer: object, address: str, action: Action, reason: str, job: str = "") -> None:
-        """Record that what the rules allowed was not obeyed."""
-        self._record(
-            AuditLine(
-                at_s=time.time(),
-                outcome=Outcome.FAILED,
-                peer=str(peer),
-                address=address,
-                action=action,
-                reason=reason,
-                job=job,
-            )
-        )
-
     def connection(self, outcome: Outcome, address: str, reason: str, peer: object = "") -> None:
         """Record a connection that was refused or cut; who a stranger is nobody knows."""
         self._record(

@@ -140,17 +140,12 @@ class Incoming:
                     if session_id not in self._sessions:
                         self._forget(session_id, peer)
 
-    async def abandon_all(self, because: str) -> None:
-        """Give up every migration that has not been committed."""
+    async def abandon_all(self, because: str, *, of: str | None = None) -> None:
+        """Give up every migration that has not been committed; with `of` only those of that agent."""
         for session in list(self._sessions.values()):
-            await session.migration.abandon(because)
-            await self._settle(session)
-
-    async def abandon_from(self, peer: str, because: str) -> None:
-        """Give up every migration of one agent that has not been committed."""
-        for session in [each for each in self._sessions.values() if each.peer == peer]:
-            await session.migration.abandon(because)
-            await self._settle(session)
+            if of in (None, session.peer):
+                await session.migration.abandon(because)
+                await self._settle(session)
 
     # ------------------------------------------------------------------ requests
 

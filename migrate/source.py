@@ -33,6 +33,7 @@ from migrate.errors import (
     SetupRefused,
     first_failure,
 )
+from migrate.facts import GuestFacts
 from migrate.inspection import Asker, run_preflight
 from migrate.messages import (
     PROTOCOL,
@@ -159,11 +160,18 @@ class OutgoingMigration:
 
     async def _setup(self) -> RunningGuest:
         """Take hold of the guest and of its ownership record."""
-        ports, settings = self._ports, self._settings
+        ports = self._ports
         self._guest = guest = await ports.hypervisor.open_guest(self._guest_id)
         self._undo.push("the hold on the guest", guest.release)
-        facts = guest.facts
-        self._directory = await ports.storage.ownership_dir(facts)
+        self._directory = await ports.storage.ownership_dir(guest.facts)
+        self._current = await self._own_record(guest.facts)
+        await self._journal_start(guest.facts)
+        self._advance(Event.PREPARED, "the guest and its ownership record are in hand")
+        return guest
+
+    async def _own_record(self, facts: GuestFacts) -> Ownership:
+        """Give the newest record, which must be this host's; make the first one of a guest that has none."""
+        ports, settings = self._ports, self._settings
         latest = await ports.storage.latest(self._directory, facts.guest_id)
         if latest is None:
             first = Ownership(
@@ -178,23 +186,30 @@ class OutgoingMigration:
                 f"{facts.name} belongs to {latest.owner} by generation {latest.generation} of its ownership "
                 f"record in {self._directory}, and runs here: end one of the two copies"
             )
-        self._current = latest
-        await ports.journal.append(
+        return latest
+
+    async def _journal_start(self, facts: GuestFacts) -> None:
+        """What a restart must know. Of several, the last one counts."""
+        await self._ports.journal.append(
             "started",
             guest_id=facts.guest_id,
             guest_name=facts.name,
-            destination=settings.destination,
-            generation=latest.generation,
+            destination=self._settings.destination,
+            generation=self._current.generation,
             ownership_dir=self._directory,
-            order=settings.order,
+            order=self._settings.order,
         )
-        self._advance(Event.PREPARED, "the guest and its ownership record are in hand")
-        return guest
 
     async def _preflight(self, guest: RunningGuest) -> Copier:
         """Prove that the destination can run the guest, then have an empty machine made there."""
         ports, settings = self._ports, self._settings
         await self._examine(guest)
+        # A destination that was restarted settles an earlier attempt before it answers, and may have given the guest
+        # back by a record that was not there when this attempt began.
+        latest = await self._own_record(guest.facts)
+        if latest != self._current:
+            self._current = latest
+            await self._journal_start(guest.facts)
         secret, digest_key = secrets.token_bytes(SECRET_BYTES), secrets.token_bytes(MIN_KEY_BYTES)
         self._undo.push(f"the empty machine on {settings.destination}", self._abort_destination)
         prepared = await self._asker.ask(

@@ -164,7 +164,8 @@ class Recovery:
 
     def _read(self, path: Path) -> _Unfinished | None:
         entries = read_journal(path)
-        begin = next((entry for entry in entries if entry.step in ("started", "prepared")), None)
+        # The last one: a source that saw a newer record before it asked for the machine says so by another "started".
+        begin = next((entry for entry in reversed(entries) if entry.step in ("started", "prepared")), None)
         if begin is None or any(entry.step in ("complete", "rolled-back") for entry in entries):
             return None
         return self._unfinished(path, begin, {entry.step for entry in entries})

@@ -11,8 +11,8 @@ import pytest
 from memory.runs import Runs, intersect
 from migrate.errors import SetupRefused, StorageFailed
 from migrate.facts import CpuFacts
-from migrate.messages import Commit, Load
-from migrate.ownership import Ownership
+from migrate.messages import Commit, Inspect, Load
+from migrate.ownership import Ownership, next_generation
 from migrate.phases import Phase
 from migrate.plan import OnTimeout, Policy
 from tests.migrate.world import FACTS, World
@@ -109,6 +109,26 @@ async def test_a_guest_that_the_record_gives_to_another_host_is_not_moved() -> N
     assert report.phase is Phase.ROLLED_BACK
     assert report.error is not None
     assert "belongs to c" in report.error
+
+
+async def test_a_record_that_a_restarted_destination_gives_back_before_it_answers_is_taken_up() -> None:
+    world = World()
+    world.storage.records[1] = first = Ownership(
+        guest_id=FACTS.guest_id, generation=1, owner="a", migration_id="earlier"
+    )
+    handle = world.incoming.handle
+
+    async def settle_first(request: object) -> object:
+        if isinstance(request, Inspect):
+            world.storage.records.setdefault(2, next_generation(first, "a", "earlier"))
+        return await handle(request)
+
+    world.incoming.handle = settle_first  # type: ignore[method-assign]
+    report = await world.migrate()
+    assert report.phase is Phase.COMPLETE, report.error
+    assert world.journals["a"].steps == ["started", "started", "commit-may-leave", "complete"]
+    latest = world.storage.records[max(world.storage.records)]
+    assert (latest.generation, latest.owner) == (4, "b")
 
 
 async def test_a_full_journal_disk_rolls_back_and_the_guest_runs_on() -> None:

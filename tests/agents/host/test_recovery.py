@@ -54,23 +54,28 @@ class Here:
             )
         )
 
-    def journal(self, *steps: str, order: Order | None = None) -> None:
-        """Leave a journal that did not end; `order` is what an operator had asked for."""
+    def journal(self, *steps: str, order: Order | None = None, newest: Ownership = OWNED) -> None:
+        """Leave a journal that did not end; `order` is what an operator had asked for.
+
+        Of several "started", the last one saw the `newest` record.
+        """
         self.settings.agent.state_dir.mkdir(parents=True)
         file = JournalFile.create(self.settings.agent.state_dir, JOB)
+        seen = OWNED if steps.count("started") > 1 else newest
         for step in steps:
-            facts = self._facts(step) if step in ("started", "prepared") else {}
+            facts = self._facts(step, seen) if step in ("started", "prepared") else {}
+            seen = newest
             if step == "started" and order is not None:
                 facts["order"] = order.to_bytes()
             file.append(JournalEntry(step=step, at_s=time.time(), facts=facts))
         file.close(ended=False)
 
-    def _facts(self, step: str) -> dict[str, str | int | bytes | bool]:
+    def _facts(self, step: str, seen: Ownership) -> dict[str, str | int | bytes | bool]:
         return {
             "guest_id": FACTS.guest_id,
             "guest_name": FACTS.name,
             "destination" if step == "started" else "source": "host-b" if step == "started" else "host-a",
-            "generation": OWNED.generation,
+            "generation": seen.generation,
             "ownership_dir": str(self.directory),
         }
 
@@ -146,6 +151,17 @@ async def test_a_source_in_doubt_takes_a_guest_that_nobody_has_taken(tmp_path: P
     assert here.job.phase is Phase.ROLLED_BACK
     assert guest.is_running
     assert await here.storage.latest(str(here.directory), FACTS.guest_id) == claim_of("host-a")
+
+
+async def test_a_source_that_saw_a_newer_record_asks_for_what_comes_after_it(tmp_path: Path) -> None:
+    here = Here(tmp_path, "host-a")
+    here.journal("started", "started", "commit-may-leave", newest=claim_of("host-a"))
+    await here.own(claim_of("host-a"))
+    guest = here.guest()
+    await here.recovery.take_up()
+    assert guest.is_running
+    latest = await here.storage.latest(str(here.directory), FACTS.guest_id)
+    assert latest == next_generation(claim_of("host-a"), "host-a", JOB)
 
 
 async def test_a_source_in_doubt_ends_its_copy_of_a_guest_that_was_taken(tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ from migrate.ownership import Ownership, RecordInvalid, next_generation
 from migrate.pagewire import PageConsumer
 from migrate.phases import DESTINATION, Event, Phase, advance
 from migrate.ports import (
+    HostSurvey,
     Hypervisor,
     IncomingGuest,
     Journal,
@@ -82,6 +83,7 @@ class DestinationPorts:
     host: str
     hypervisor: Hypervisor
     storage: SharedStorage
+    host_survey: HostSurvey
     journal: Journal
     observer: Observer
     # (request, consumer) -> the receiving side of the data plane
@@ -101,12 +103,18 @@ def check_protocol(protocol: int) -> None:
 
 
 async def inspect(
-    request: Inspect, hypervisor: Hypervisor, storage: SharedStorage, *, reserved_bytes: int = 0
+    request: Inspect,
+    hypervisor: Hypervisor,
+    storage: SharedStorage,
+    host_survey: HostSurvey,
+    *,
+    reserved_bytes: int = 0,
 ) -> Inspected:
     """Answer the preflight's questions; changes nothing."""
     check_protocol(request.protocol)
     return Inspected(
         host=await hypervisor.host_facts(request.guest),
+        survey=await host_survey.survey(request.guest),
         objections=await hypervisor.objections(request.guest),
         readings=await storage.read_probes(request.probes),
         ownership_error=await storage.check_ownership_dir(request.ownership_dir, request.guest),
@@ -166,7 +174,9 @@ class IncomingMigration:
                 reserved_bytes = await self.reserved_bytes()
                 if not reserved_bytes and (earlier := self._ports.earlier(request.resumes)) is not None:
                     reserved_bytes = await earlier.reserved_bytes()
-                return await inspect(request, ports.hypervisor, ports.storage, reserved_bytes=reserved_bytes)
+                return await inspect(
+                    request, ports.hypervisor, ports.storage, ports.host_survey, reserved_bytes=reserved_bytes
+                )
             case Prepare():
                 return await self._prepare(request)
             case Compare():

@@ -10,7 +10,7 @@ from typing import TypeVar
 import anyio
 
 from migrate.messages import PROTOCOL, Inspect, Inspected
-from migrate.ports import Caller, Hypervisor, RunningGuest, SharedStorage
+from migrate.ports import Caller, HostSurvey, Hypervisor, RunningGuest, SharedStorage
 from migrate.preflight import Inspection, PreflightReport, examine
 from transport.errors import PeerMisbehaved
 
@@ -44,21 +44,30 @@ class Asker:
 
 
 async def run_preflight(
-    guest: RunningGuest, asker: Asker, storage: SharedStorage, *, source_host: str, resumes: str = ""
+    guest: RunningGuest,
+    asker: Asker,
+    storage: SharedStorage,
+    host_survey: HostSurvey,
+    *,
+    source_host: str,
+    resumes: str = "",
 ) -> PreflightReport:
     """Ask both ends and judge; `resumes` names an earlier attempt. The probes are cleared, whatever happens."""
     probes, nonces = await storage.plant(guest.facts.disks)
     try:
+        ownership_dir = await storage.ownership_dir(guest.facts)
+        here, asked_at_s = await host_survey.survey(guest.facts), anyio.current_time()
         inspected = await asker.ask(
             Inspect(
                 protocol=PROTOCOL,
                 guest=guest.facts,
                 probes=probes,
-                ownership_dir=await storage.ownership_dir(guest.facts),
+                ownership_dir=ownership_dir,
                 resumes=resumes,
             ),
             Inspected,
         )
+        answer_s = anyio.current_time() - asked_at_s
     finally:
         with anyio.CancelScope(shield=True):
             await storage.clear(probes)
@@ -67,6 +76,9 @@ async def run_preflight(
             guest=guest.facts,
             source_host=source_host,
             host=inspected.host,
+            here=here,
+            there=inspected.survey,
+            answer_s=answer_s,
             objections=inspected.objections,
             nonces=nonces,
             readings=inspected.readings,
@@ -81,6 +93,7 @@ async def dry_run(
     hypervisor: Hypervisor,
     caller: Caller,
     storage: SharedStorage,
+    host_survey: HostSurvey,
     *,
     source_host: str,
     timeout_s: float,
@@ -88,7 +101,9 @@ async def dry_run(
     """Run the preflight of a move that is not made."""
     guest = await hypervisor.open_guest(guest_id)
     try:
-        return await run_preflight(guest, Asker(caller, timeout_s), storage, source_host=source_host)
+        return await run_preflight(
+            guest, Asker(caller, timeout_s), storage, host_survey, source_host=source_host
+        )
     finally:
         with anyio.CancelScope(shield=True):
             await guest.release()

@@ -30,7 +30,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from migrate.facts import GuestFacts, HostFacts, Objection
+from migrate.facts import GuestFacts, HostFacts, Objection, Survey
 from migrate.preflight import Probe, Reading
 
 __all__ = [
@@ -80,6 +80,7 @@ class Inspected:
     """`reserved_bytes` of this guest's RAM are already there (not zero after Prepare)."""
 
     host: HostFacts
+    survey: Survey
     objections: tuple[Objection, ...]
     readings: tuple[Reading, ...]
     ownership_error: str | None

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from migrate.facts import DiskFacts, GuestFacts, HostFacts, Objection
+from migrate.facts import DiskFacts, GuestFacts, HostFacts, Objection, Survey
 from migrate.ownership import Ownership
 from migrate.phases import Phase
 from migrate.preflight import Probe, Reading
@@ -191,6 +191,14 @@ class Hypervisor(Protocol):
 
     async def find_incoming(self, guest_id: str) -> IncomingGuest | None:
         """Give the machine that waits here with its device state loaded, after a restart of the agent."""
+        ...
+
+
+class HostSurvey(Protocol):
+    """The host itself, whatever the hypervisor."""
+
+    async def survey(self, guest: GuestFacts) -> Survey:
+        """Look at this host with such a guest in mind; changes nothing. Facts of a guest are hostile."""
         ...
 
 

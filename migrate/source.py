@@ -439,7 +439,12 @@ class OutgoingMigration:
     async def _examine(self, guest: RunningGuest) -> None:
         settings = self._settings
         report = await run_preflight(
-            guest, self._asker, self._ports.storage, source_host=settings.host, resumes=settings.resumes
+            guest,
+            self._asker,
+            self._ports.storage,
+            self._ports.host_survey,
+            source_host=settings.host,
+            resumes=settings.resumes,
         )
         if not report.is_passed:
             raise PreflightRefused(report.problems)

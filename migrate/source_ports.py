@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from migrate.compression import Compression
 from migrate.messages import Prepared
-from migrate.ports import Caller, Hypervisor, Journal, Observer, PayloadSender, SharedStorage
+from migrate.ports import Caller, HostSurvey, Hypervisor, Journal, Observer, PayloadSender, SharedStorage
 from transport.limits import WINDOW_BYTES
 
 __all__ = ["SourcePorts", "SourceSettings"]
@@ -48,6 +48,7 @@ class SourcePorts:
     hypervisor: Hypervisor
     caller: Caller
     storage: SharedStorage
+    host_survey: HostSurvey
     journal: Journal
     observer: Observer
     # (answer of the destination, data secret) -> the sending side of the data plane

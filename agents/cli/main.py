@@ -38,8 +38,13 @@ COMMANDS: Final[Mapping[str, LazyCommand]] = MappingProxyType(
             "Moves",
         ),
         "check": LazyCommand(
-            "agents.cli.moves:check",
+            "agents.cli.check:check",
             "Tell whether GUEST could move to a host: every finding, and what to do.",
+            "Moves",
+        ),
+        "checks": LazyCommand(
+            "agents.cli.checks:checks",
+            "Explain the checks of the preflight, or the one that is named.",
             "Moves",
         ),
         "demo": LazyCommand(

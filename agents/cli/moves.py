@@ -1,4 +1,4 @@
-"""`vmferry check` and `vmferry move`, and how a job is followed to its end.
+"""`vmferry move`, and how a job is followed to its end.
 
 Law: a move lives in its agent; what happens here to the terminal or this process ends it only by asking the agent.
 
@@ -20,7 +20,7 @@ import click
 from agents.api import JobView, Move
 from agents.cli import options
 from agents.cli.options import DURATION, HOST, RATE, config_option
-from agents.cli.output import Exit, escaped, json_option, print_error, print_json, print_table
+from agents.cli.output import Exit, escaped, json_option, print_error, print_json
 from agents.cli.progress import Display, open_display
 from agents.cli.summary import report_json, summarize
 from agents.client import Fleet, report_of, report_or_raise, where_it_runs
@@ -29,55 +29,9 @@ from migrate.compression import Compression
 from migrate.errors import MigrationError
 from migrate.phases import Phase
 from migrate.plan import OnTimeout
-from migrate.preflight import Severity
 from transport.errors import TransportError
 
-__all__ = ["Ending", "check", "conclude", "follow_job", "move"]
-
-
-@click.command(
-    epilog="""\
-\b
-Examples:
-  vmferry check web1 --to host-b
-  vmferry check web1 --to host-b --json | jq '.findings[] | select(.severity == "refused")'
-"""
-)
-@click.argument("guest")
-@click.option("--to", required=True, type=HOST, help="The host that it would move to.")
-@config_option
-@json_option
-def check(guest: str, to: str, config: Path | None, as_json: bool) -> int:
-    """Tell whether GUEST could move to a host: every finding, and what to do.
-
-    Nothing is moved. Exits with 1 when anything stands against the move.
-    """
-    fleet = options.open_fleet(config)
-
-    async def ask() -> int:
-        found = await fleet.locate_guest(guest)
-        async with fleet.connect(found.host) as agent:
-            report = await agent.check(found.guest_id, to)
-        refused = [one for one in report.findings if one.severity is Severity.REFUSED]
-        if as_json:
-            print_json(
-                {
-                    "guest": found.name,
-                    "guest_id": found.guest_id,
-                    "source": found.host,
-                    "destination": to,
-                    "passed": not refused,
-                    "findings": report.findings,
-                }
-            )
-        else:
-            rows = [(one.check, one.severity, one.found, one.remedy or "-") for one in report.findings]
-            print_table(["CHECK", "RESULT", "FOUND", "REMEDY"], rows, empty="no check was made")
-            outcome = f"cannot move to {to}: {len(refused)} refused" if refused else f"can move to {to}"
-            click.echo(escaped(f"{found.name} on {found.host} {outcome}"))
-        return Exit.REFUSED if refused else Exit.OK
-
-    return options.call(ask)
+__all__ = ["Ending", "conclude", "follow_job", "move"]
 
 
 @click.command(

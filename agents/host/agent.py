@@ -48,6 +48,7 @@ from agents.metrics import CONTENT_TYPE, AgentMetrics
 from agents.ownership.etcd import EtcdRecords
 from agents.secrecy import leave_no_core
 from agents.storage import SharedDirs
+from agents.survey.host import HostSurveyor
 from agents.version import VERSION
 from migrate.ports import Hypervisor
 from transport.dial import peer_serial, serve
@@ -93,6 +94,7 @@ class HostAgent:
             settings=settings,
             hypervisors=hypervisors,
             storage=self._storage,
+            survey=HostSurveyor(),
             jobs=self._jobs,
             metrics=self._metrics,
         )

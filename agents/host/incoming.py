@@ -213,6 +213,7 @@ class Incoming:
                 host=self._host.settings.agent.name,
                 hypervisor=hypervisor,
                 storage=self._host.storage,
+                host_survey=self._host.survey,
                 journal=journal,
                 observer=observer,
                 open_receiver=open_receiver,

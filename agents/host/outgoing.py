@@ -117,6 +117,7 @@ class Outgoing:
                 self._host.hypervisors[facts.hypervisor],
                 session,
                 self._host.storage,
+                self._host.survey,
                 source_host=self._host.settings.agent.name,
                 timeout_s=self._host.settings.limits.outage_s,
             )
@@ -220,6 +221,7 @@ class Outgoing:
                 hypervisor=self._host.hypervisors[facts.hypervisor],
                 caller=session,
                 storage=self._host.storage,
+                host_survey=self._host.survey,
                 journal=journal,
                 observer=job,
                 open_sender=open_sender,

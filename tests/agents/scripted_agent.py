@@ -138,7 +138,7 @@ def guest_list(host: str, *guests: GuestFacts) -> GuestList:
     return GuestList(host=host, guests=guests)
 
 
-def host_view(name: str) -> HostView:
+def host_view(name: str, *, peers: tuple[str, ...] = ("host-b",)) -> HostView:
     return HostView(
         name=name,
         version="0.1.0",
@@ -150,7 +150,7 @@ def host_view(name: str) -> HostView:
         outgoing_limit=4,
         incoming=1,
         incoming_limit=4,
-        peers=("host-b",),
+        peers=peers,
     )
 
 

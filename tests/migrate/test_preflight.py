@@ -2,10 +2,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from migrate.facts import CpuFacts, HostFacts, Objection
-from migrate.preflight import OVERHEAD_BYTES, RECORDS, Inspection, Reading, Severity, examine
+from migrate.facts import CpuFacts, HostFacts, Objection, Survey
+from migrate.preflight import AREAS, RECORDS, Inspection, Reading, Severity, examine
+from migrate.preflight.capacity import OVERHEAD_BYTES
+from migrate.preflight.machine import MAX_DRIFT_S, WARN_DRIFT_S
 from tests.migrate.world import CPU, DISK, FACTS
 
+NOW_S = 1.8e9
 HOST = HostFacts(
     name="host-b",
     hypervisor="fake",
@@ -18,6 +21,9 @@ GOOD = Inspection(
     guest=FACTS,
     source_host="host-a",
     host=HOST,
+    here=Survey(at_s=NOW_S),
+    there=Survey(at_s=NOW_S + 0.01),
+    answer_s=0.02,
     nonces={DISK.name: b"nonce"},
     readings=(Reading(disk=DISK.name, content=b"nonce", error=None),),
     ownership_error=None,
@@ -31,16 +37,8 @@ def refused(inspection: Inspection) -> set[str]:
 def test_a_good_pair_passes_with_a_finding_for_every_check() -> None:
     report = examine(GOOD)
     assert report.is_passed
-    assert {f.check for f in report.findings} == {
-        "names",
-        "hypervisor",
-        "machine",
-        "cpu-features",
-        "storage",
-        "ownership",
-        "memory",
-        "identity",
-    }
+    assert {f.check for f in report.findings} == {check.check_id for area in AREAS for check in area.CHECKS}
+    assert {f.severity for f in report.findings} == {Severity.OK}
 
 
 def test_each_problem_is_refused_alone() -> None:
@@ -49,9 +47,12 @@ def test_each_problem_is_refused_alone() -> None:
         "hypervisor": replace(GOOD, host=replace(HOST, hypervisor="other")),
         "machine": replace(GOOD, host=replace(HOST, machines=("fake-0",))),
         "guest-blocked": replace(GOOD, guest=replace(FACTS, blockers=("VFIO",))),
-        "driver-check": replace(
-            GOOD, objections=(Objection(check="driver-check", found="no bridge", remedy="Make it"),)
+        "network-backend": replace(
+            GOOD, objections=(Objection(check="network-backend", found="no bridge", remedy="Make it"),)
         ),
+        # Of a driver that is newer than this one.
+        "guest-spec": replace(GOOD, objections=(Objection(check="unheard-of", found="no", remedy=""),)),
+        "clock": replace(GOOD, there=Survey(at_s=NOW_S - 11)),
         "cpu-model": replace(GOOD, host=replace(HOST, cpus=(CpuFacts(model="Nehalem", features=()),))),
         "cpu-features": replace(
             GOOD, host=replace(HOST, cpus=(CpuFacts(model="Haswell", features=("sse2",)),))
@@ -112,3 +113,16 @@ def test_models_that_would_fit_are_named() -> None:
     host = replace(HOST, cpus=(CpuFacts(model="Skylake", features=("avx", "avx2", "sse2")),))
     (problem,) = examine(replace(GOOD, host=host)).problems
     assert "Skylake" in problem
+
+
+def clock(ahead_s: float, answer_s: float) -> Severity:
+    inspection = replace(GOOD, there=Survey(at_s=NOW_S + ahead_s), answer_s=answer_s)
+    return next(f.severity for f in examine(inspection).findings if f.check == "clock")
+
+
+def test_clocks_may_differ_by_what_the_answer_took() -> None:
+    assert clock(3.0, 3.0) is Severity.OK
+    assert clock(3.0, 1.0) is Severity.WARNING
+    assert clock(-WARN_DRIFT_S - 0.1, 60.0) is Severity.WARNING
+    assert clock(MAX_DRIFT_S + 2.1, 2.0) is Severity.REFUSED
+    assert clock(-MAX_DRIFT_S - 0.1, 60.0) is Severity.REFUSED

@@ -24,7 +24,7 @@ from memory.runs import Runs, empty_runs, expand, runs_of_mask
 from migrate.controls import Controls
 from migrate.destination import DestinationPorts, IncomingMigration
 from migrate.errors import GuestRefused, GuestUnknown, JournalFailed, StorageFailed
-from migrate.facts import BlockFacts, CpuFacts, DiskFacts, GuestFacts, HostFacts, Objection
+from migrate.facts import BlockFacts, CpuFacts, DiskFacts, GuestFacts, HostFacts, Objection, Survey
 from migrate.messages import MESSAGES, Prepare, Prepared, Running
 from migrate.ownership import Ownership
 from migrate.phases import Phase
@@ -325,6 +325,16 @@ class StorageOfHost:
 
 
 @dataclass
+class FakeSurvey:
+    """A host that is in order, but for its clock."""
+
+    ahead_s: float = 0.0
+
+    async def survey(self, guest: GuestFacts) -> Survey:
+        return Survey(at_s=anyio.current_time() + self.ahead_s)
+
+
+@dataclass
 class FakeJournal:
     """Steps in a list; the step named `full_at` finds the disk full."""
 
@@ -435,6 +445,7 @@ class World:
         self.storage = FakeStorage()
         self.hosts = {name: FakeHypervisor(self, name) for name in ("a", "b")}
         self.history: list[tuple[bool, bool]] = []
+        self.surveys = {"a": FakeSurvey(), "b": FakeSurvey()}
         self.journals = {"a": FakeJournal(), "b": FakeJournal()}
         self.watchers = {"a": Watcher(), "b": Watcher()}
         self.storages = {name: self.storage.seen_from(name) for name in ("a", "b")}
@@ -482,6 +493,7 @@ class World:
             host="b",
             hypervisor=self.hosts["b"],
             storage=self.storages["b"],
+            host_survey=self.surveys["b"],
             journal=self.journals["b"],
             observer=self.watchers["b"],
             open_receiver=open_receiver,
@@ -556,6 +568,7 @@ class World:
                 hypervisor=self.hosts["a"],
                 caller=session,
                 storage=self.storages["a"],
+                host_survey=self.surveys["a"],
                 journal=self.journals["a"],
                 observer=self.watchers["a"],
                 open_sender=open_sender,

@@ -38,7 +38,7 @@ from migrate.errors import GuestUnknown
 from migrate.facts import GuestFacts
 from migrate.phases import TERMINAL, Phase
 from tests.agents.host.fleet import HOSTS, Fleet
-from tests.migrate.world import DISK, FACTS, FakeGuest, FakeHypervisor, IncomingFake, World
+from tests.migrate.world import DISK, FACTS, FakeGuest, FakeHypervisor, FakeSurvey, IncomingFake, World
 from tests.reliability.stage import Tally
 
 __all__ = ["ERRNOS", "Fault", "FaultyOs", "try_storage_faults"]
@@ -170,6 +170,7 @@ class _Trial:
                 settings=self._settings[host],
                 hypervisors={"fake": self.world.hosts[host]},
                 storage=SharedDirs([self.shared]),
+                survey=FakeSurvey(),
                 jobs=JobTable(),
                 metrics=AgentMetrics(host, "0"),
             )

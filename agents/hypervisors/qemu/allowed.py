@@ -48,7 +48,7 @@ class QemuHost:
             )
             if disk.cache is Cache.WRITEBACK:
                 yield Objection(
-                    check="qemu-cache",
+                    check="disk-cache",
                     found=f'disk {disk.path} is cached by its host (cache = "writeback")',
                     remedy='Only cache = "none" or "directsync" is safe when two hosts open one disk',
                 )
@@ -64,20 +64,20 @@ class QemuHost:
     def _accel(self, spec: QemuSpec) -> Iterator[Objection]:
         if spec.accel not in self.accels:
             yield Objection(
-                check="qemu-accel",
+                check="accelerator",
                 found=f"{spec.accel} guests are not allowed here",
                 remedy="Add it to [guests.qemu] accels",
             )
         elif spec.accel is Accel.KVM and not os.access("/dev/kvm", os.R_OK | os.W_OK):
             yield Objection(
-                check="qemu-accel",
+                check="accelerator",
                 found="/dev/kvm cannot be opened here",
                 remedy="Enable virtualisation in the firmware, load kvm_intel or kvm_amd, and let the agent's user "
                 "open it",
             )
         if not os.access(self.binary, os.X_OK):
             yield Objection(
-                check="qemu-binary",
+                check="hypervisor-binary",
                 found=f"{self.binary} cannot be executed here",
                 remedy="Install QEMU, or set [guests.qemu] binary",
             )
@@ -88,7 +88,7 @@ class QemuHost:
         resolved = Path(os.path.realpath(path))
         if not any(resolved.is_relative_to(os.path.realpath(folder)) for folder in folders):
             yield Objection(
-                check=f"qemu-{what}",
+                check=f"{what}-file",
                 found=f"{path} is in none of the directories that this host allows ({key})",
                 remedy=f"Move it below one of them, or add its directory to {key}",
             )
@@ -97,16 +97,16 @@ class QemuHost:
             facts = os.stat(resolved)
         except OSError as exc:
             yield Objection(
-                check=f"qemu-{what}",
+                check=f"{what}-file",
                 found=f"{path}: {exc.strerror}",
                 remedy="Mount the same storage on this host",
             )
             return
         if not stat.S_ISREG(facts.st_mode) and not stat.S_ISBLK(facts.st_mode):
-            yield Objection(check=f"qemu-{what}", found=f"{path} is no file and no block device", remedy="")
+            yield Objection(check=f"{what}-file", found=f"{path} is no file and no block device", remedy="")
         elif not os.access(resolved, os.R_OK | (os.W_OK if writable else 0)):
             yield Objection(
-                check=f"qemu-{what}",
+                check=f"{what}-file",
                 found=f"{path} cannot be {'written' if writable else 'read'} by the agent's user",
                 remedy="Change its owner or mode, or run the agent as its owner",
             )
@@ -120,13 +120,13 @@ class QemuHost:
             )
             if network.interface not in allowed:
                 yield Objection(
-                    check="qemu-network",
+                    check="network-backend",
                     found=f"the {network.kind} {network.interface} is not allowed here",
                     remedy=f"Add it to [guests.qemu] {key}",
                 )
             elif not (self.sys_net / network.interface).exists():
                 yield Objection(
-                    check="qemu-network",
+                    check="network-backend",
                     found=f"there is no {network.kind} {network.interface} here",
                     remedy="Make it, with the same network behind it as on the guest's host",
                 )
@@ -135,7 +135,7 @@ class QemuHost:
                 and not (self.sys_net / network.interface / "bridge").exists()
             ):
                 yield Objection(
-                    check="qemu-network",
+                    check="network-backend",
                     found=f"{network.interface} is no bridge here",
                     remedy="Name a bridge",
                 )
@@ -149,7 +149,7 @@ class QemuHost:
                 )
             elif memory.backend is Backend.FILE and not os.access(self.memory_dir, os.W_OK):
                 yield Objection(
-                    check="qemu-memory",
+                    check="memory-dir",
                     found=f"{self.memory_dir} cannot be written, where file-backed RAM lives",
                     remedy="Set [guests.qemu] memory_dir to a tmpfs",
                 )
@@ -157,7 +157,7 @@ class QemuHost:
             free = self._free_pages(page_bytes)
             if pages > free:
                 yield Objection(
-                    check="qemu-hugepages",
+                    check="hugepages",
                     found=f"{pages} huge pages of {page_bytes >> 20} MiB are needed, and {free} are free here",
                     remedy=f"Reserve more: /sys/kernel/mm/hugepages/hugepages-{page_bytes >> 10}kB/nr_hugepages",
                 )

@@ -102,7 +102,7 @@ class QemuHypervisor:
         try:
             spec = QemuSpec.from_bytes(facts.spec)
         except SpecInvalid as exc:
-            return tuple(Objection(check="qemu-spec", found=one, remedy="") for one in exc.problems)
+            return tuple(Objection(check="guest-spec", found=one, remedy="") for one in exc.problems)
         is_here = any(held.guest_id == spec.guest_id for held in self._held.values())
         return tuple(
             await anyio.to_thread.run_sync(lambda: list(self._host.objections(spec, has_memory=is_here)))

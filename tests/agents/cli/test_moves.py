@@ -10,8 +10,6 @@ import pytest
 
 from agents.api import (
     Cancel,
-    Check,
-    CheckReport,
     Done,
     JobStarted,
     JobView,
@@ -28,17 +26,14 @@ from agents.client import Fleet
 from migrate.compression import Compression
 from migrate.phases import Phase
 from migrate.plan import OnTimeout
-from migrate.preflight import Finding, Severity
 from tests.agents.cli.conftest import Agents, Respond
 from tests.agents.scripted_agent import ROUNDS, ScriptedHosts, guest_facts, guest_list, view
 from transport.wire import MessageChannel
 
 JOB = view().job
-OK = Finding(check="memory", severity=Severity.OK, found="host-b has room")
-BAD = Finding(check="storage", severity=Severity.REFUSED, found="disk0 is not proved", remedy="Mount it")
 
 
-def source(*views: JobView, check: CheckReport | None = None, move: object = None) -> Respond:
+def source(*views: JobView, move: object = None) -> Respond:
     """host-a, which has vm1: a move of it shows `views`."""
 
     def respond(request: object) -> Sequence[object]:
@@ -49,8 +44,6 @@ def source(*views: JobView, check: CheckReport | None = None, move: object = Non
                 return [move or JobStarted(job=JOB)]
             case Watch():
                 return views
-            case Check() if check is not None:
-                return [check]
             case _:
                 return [Refused(code="refused", text="the migration is in phase switchover")]
 
@@ -269,19 +262,3 @@ async def test_the_second_ctrl_c_leaves_the_job_and_says_how_to_follow_it(
 def test_a_job_that_rolled_back_by_itself_is_no_interruption(capsys: pytest.CaptureFixture[str]) -> None:
     ending = Ending(job=JOB, view=ended(Phase.ROLLED_BACK), was_cancelled=False)
     assert conclude(ending, as_json=False) == Exit.REFUSED
-
-
-@pytest.mark.parametrize(("findings", "code"), [((OK,), Exit.OK), ((OK, BAD), Exit.REFUSED)])
-def test_a_check_shows_every_finding_and_exits_by_the_worst(
-    agents: Agents, findings: tuple[Finding, ...], code: Exit, capsys: pytest.CaptureFixture[str]
-) -> None:
-    agents.hosts["host-a"] = source(check=CheckReport(guest="vm1", to="host-b", findings=findings))
-    assert main(["check", "vm1", "--to", "host-b"]) == code
-    shown = capsys.readouterr().out
-    for finding in findings:
-        assert finding.found in shown
-        assert finding.remedy in shown
-    assert main(["check", "vm1", "--to", "host-b", "--json"]) == code
-    printed = json.loads(capsys.readouterr().out)
-    assert printed["passed"] is (code == Exit.OK)
-    assert [one["check"] for one in printed["findings"]] == [one.check for one in findings]

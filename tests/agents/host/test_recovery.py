@@ -24,7 +24,7 @@ from migrate.facts import GuestFacts
 from migrate.ownership import Ownership, next_generation
 from migrate.phases import Phase
 from tests.agents.host.fleet import Fleet
-from tests.migrate.world import FACTS, FakeGuest, FakeHypervisor, World
+from tests.migrate.world import FACTS, FakeGuest, FakeHypervisor, FakeSurvey, World
 
 pytestmark = pytest.mark.anyio
 
@@ -49,6 +49,7 @@ class Here:
                 settings=self.settings,
                 hypervisors={"fake": self.hypervisor},
                 storage=self.storage,
+                survey=FakeSurvey(),
                 jobs=self.jobs,
                 metrics=AgentMetrics(name, "0"),
             )

@@ -98,28 +98,28 @@ def test_each_objection_comes_alone_and_by_its_name(place: Place) -> None:
     gone = DiskSpec(path=str(place.folder / "shared/gone.raw"), format=Format.RAW)
     folder = DiskSpec(path=str(place.folder / "shared"), format=Format.RAW)
     cases: list[tuple[QemuSpec, dict[str, object], str, str]] = [
-        (PLAIN, {"accels": (Accel.KVM,)}, "qemu-accel", "not allowed"),
-        (PLAIN, {"binary": place.folder / "none"}, "qemu-binary", "cannot be executed"),
-        (replace(PLAIN, disks=(place.disk("elsewhere/a"),)), {}, "qemu-disk", "in none of the directories"),
-        (replace(PLAIN, disks=(DiskSpec(path=str(link), format=Format.RAW),)), {}, "qemu-disk", "in none of"),
-        (replace(PLAIN, disks=(gone,)), {}, "qemu-disk", "No such file"),
-        (replace(PLAIN, disks=(folder,)), {}, "qemu-disk", "is no file"),
-        (replace(PLAIN, disks=(place.disk(cache=Cache.WRITEBACK),)), {}, "qemu-cache", "cached by its host"),
-        (replace(PLAIN, kernel="/etc/passwd"), {}, "qemu-kernel", "in none of the directories"),
-        (replace(PLAIN, networks=card(NetworkKind.BRIDGE, "virbr9")), {}, "qemu-network", "not allowed"),
+        (PLAIN, {"accels": (Accel.KVM,)}, "accelerator", "not allowed"),
+        (PLAIN, {"binary": place.folder / "none"}, "hypervisor-binary", "cannot be executed"),
+        (replace(PLAIN, disks=(place.disk("elsewhere/a"),)), {}, "disk-file", "in none of the directories"),
+        (replace(PLAIN, disks=(DiskSpec(path=str(link), format=Format.RAW),)), {}, "disk-file", "in none of"),
+        (replace(PLAIN, disks=(gone,)), {}, "disk-file", "No such file"),
+        (replace(PLAIN, disks=(folder,)), {}, "disk-file", "is no file"),
+        (replace(PLAIN, disks=(place.disk(cache=Cache.WRITEBACK),)), {}, "disk-cache", "cached by its host"),
+        (replace(PLAIN, kernel="/etc/passwd"), {}, "kernel-file", "in none of the directories"),
+        (replace(PLAIN, networks=card(NetworkKind.BRIDGE, "virbr9")), {}, "network-backend", "not allowed"),
         (
             replace(PLAIN, networks=card(NetworkKind.BRIDGE, "br1")),
             {},
-            "qemu-network",
+            "network-backend",
             "there is no bridge br1",
         ),
-        (replace(PLAIN, networks=card(NetworkKind.BRIDGE, "tap0")), {}, "qemu-network", "is no bridge"),
-        (replace(PLAIN, networks=card(NetworkKind.TAP, "br0")), {}, "qemu-network", "not allowed"),
-        (replace(PLAIN, memories=huge(9)), {}, "qemu-hugepages", "9 huge pages of 2 MiB are needed, and 8"),
+        (replace(PLAIN, networks=card(NetworkKind.BRIDGE, "tap0")), {}, "network-backend", "is no bridge"),
+        (replace(PLAIN, networks=card(NetworkKind.TAP, "br0")), {}, "network-backend", "not allowed"),
+        (replace(PLAIN, memories=huge(9)), {}, "hugepages", "9 huge pages of 2 MiB are needed, and 8"),
         (
             replace(PLAIN, memories=(replace(PLAIN.memories[0], backend=Backend.FILE),)),
             {"memory_dir": place.folder / "none"},
-            "qemu-memory",
+            "memory-dir",
             "cannot be written",
         ),
     ]
@@ -132,7 +132,7 @@ def test_each_objection_comes_alone_and_by_its_name(place: Place) -> None:
 def test_reserved_huge_pages_are_not_free(place: Place) -> None:
     place.huge(free=8, reserved=3)
     assert place.says(replace(PLAIN, memories=huge(5))) == []
-    assert [check for check, _ in place.says(replace(PLAIN, memories=huge(6)))] == ["qemu-hugepages"]
+    assert [check for check, _ in place.says(replace(PLAIN, memories=huge(6)))] == ["hugepages"]
 
 
 def test_all_objections_come_at_once(place: Place) -> None:
@@ -148,5 +148,5 @@ def test_all_objections_come_at_once(place: Place) -> None:
 def test_a_disk_that_cannot_be_written_is_said(place: Place) -> None:
     disk = place.disk()
     Path(disk.path).chmod(0o400)
-    assert place.says(replace(PLAIN, disks=(disk,)))[0][0] == "qemu-disk"
+    assert place.says(replace(PLAIN, disks=(disk,)))[0][0] == "disk-file"
     assert place.says(replace(PLAIN, disks=(replace(disk, is_read_only=True),))) == []

@@ -1,0 +1,45 @@
+"""One guest as its driver sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from migrate.facts.cpu import CpuFacts
+from migrate.facts.storage import DiskFacts
+
+__all__ = ["BlockFacts", "GuestFacts"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockFacts:
+    """One block of guest RAM. `bytes` is a multiple of the page size (4096)."""
+
+    name: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestFacts:
+    """One guest as its driver sees it.
+
+    `guest_id` is the identity that ownership is about: it stays the same on every host. `spec` is the
+    driver's own description of the machine, from which the destination's driver makes an empty one; it is
+    opaque to everything else and hostile to the driver that reads it. `machine` is the versioned type of the machine;
+    `blockers` says, a sentence each, what about this guest as it is now lets nobody move it.
+    """
+
+    guest_id: str
+    name: str
+    hypervisor: str
+    is_running: bool
+    machine: str
+    blocks: tuple[BlockFacts, ...]
+    cpu: CpuFacts
+    disks: tuple[DiskFacts, ...]
+    spec: bytes
+    blockers: tuple[str, ...] = ()
+
+    @property
+    def ram_bytes(self) -> int:
+        """All of the guest's RAM, holes included."""
+        return sum(block.size_bytes for block in self.blocks)

@@ -28,6 +28,11 @@ CHECKS: Final = (CPU_MODEL, CPU_FEATURES)
 def judge(inspection: Inspection) -> Iterator[Finding]:
     """Judge the model and every feature of it."""
     guest, host = inspection.guest, inspection.host
+    if guest.hypervisor != host.hypervisor:
+        # The hypervisor is refused; what CPUs another one has is no answer.
+        for check in CHECKS:
+            yield check.unknown(f"{host.name} has no {guest.hypervisor} to ask", "")
+        return
     wanted = set(guest.cpu.features)
     same_model = [cpu for cpu in host.cpus if cpu.model == guest.cpu.model]
     fitting = sorted(cpu.model for cpu in host.cpus if wanted <= set(cpu.features))

@@ -30,6 +30,7 @@ ANY: Final = "any"
 _ASKED_AT_ONCE: Final = 8
 # What a person must see first.
 _GRAVITY: Final = (Severity.REFUSED, Severity.WARNING, Severity.UNKNOWN, Severity.OK)
+_STYLES: Final = {"refused": "bold red", "warning": "yellow", "unknown": "magenta", "ok": "green"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +55,7 @@ class _Answer:
 \b
 Examples:
   vmferry check web1 --to host-b
+  vmferry check web1 --to host-b --all
   vmferry check web1 --to any
   vmferry check web1 --to host-b --json | jq '.findings[] | select(.severity == "refused")'
   vmferry check web1 --to any --json | jq -r '.hosts[] | select(.passed) | .destination'
@@ -63,9 +65,10 @@ Examples:
 @click.option(
     "--to", required=True, type=HOST, help=f"The host that it would move to; `{ANY}`: try all of them."
 )
+@click.option("--all", "show_all", is_flag=True, help="Show also what is as it should be.")
 @config_option
 @json_option
-def check(guest: str, to: str, config: Path | None, as_json: bool) -> int:
+def check(guest: str, to: str, show_all: bool, config: Path | None, as_json: bool) -> int:
     """Tell whether GUEST could move to a host: every finding, and what to do.
 
     Nothing is moved. Exits with 1 when anything stands against the move, with `--to any` when no host fits.
@@ -78,7 +81,7 @@ def check(guest: str, to: str, config: Path | None, as_json: bool) -> int:
             return _show_all(found, await _ask_all(fleet, found), as_json=as_json)
         async with fleet.connect(found.host) as agent:
             report = await agent.check(found.guest_id, to)
-        return _show_one(found, report, as_json=as_json)
+        return _show_one(found, report, show_all=show_all, as_json=as_json)
 
     return options.call(ask)
 
@@ -105,16 +108,21 @@ async def _ask_all(fleet: Fleet, found: FoundGuest) -> list[_Answer]:
     return [answers[peer] for peer in sorted(peers)]
 
 
-def _show_one(found: FoundGuest, report: CheckReport, *, as_json: bool) -> int:
+def _show_one(found: FoundGuest, report: CheckReport, *, show_all: bool, as_json: bool) -> int:
     answer = _Answer(to=report.to, findings=report.findings)
     if as_json:
         print_json({**_head(found), **_facts(answer)})
     else:
         worst_first = sorted(report.findings, key=lambda one: _GRAVITY.index(one.severity))
-        rows = [(one.check, one.severity, one.found, one.remedy or "-") for one in worst_first]
-        print_table(["CHECK", "RESULT", "FOUND", "REMEDY"], rows, empty="no check was made")
+        shown = [one for one in worst_first if show_all or one.severity is not Severity.OK]
+        if shown:
+            rows = [(one.check, one.severity, one.found, one.remedy or "-") for one in shown]
+            print_table(["CHECK", "RESULT", "FOUND", "REMEDY"], rows, empty="", styles=_STYLES)
         for one in answer.report.of(Severity.REFUSED):
             click.echo(escaped(f"why {one.check}: {one.why}"))
+        if not show_all:
+            good = dict.fromkeys(one.check for one in answer.report.of(Severity.OK))
+            click.echo(escaped(f"ok: {', '.join(good) or 'nothing'} (--all shows what was found)"))
         refused = len(answer.report.of(Severity.REFUSED))
         outcome = (
             f"cannot move to {report.to}: {refused} refused" if refused else f"can move to {report.to}"
@@ -148,6 +156,7 @@ def _show_all(found: FoundGuest, answers: Sequence[_Answer], *, as_json: bool) -
         print_table(
             ["HOST", "RESULT", ">REFUSED", ">WARNING", ">UNKNOWN", "REASONS"],
             rows,
+            styles=_STYLES | {"fits": "green", "unreachable": "red"},
             empty=f"{found.host} knows no other host: its configuration has no [peers.NAME]",
         )
         where = ", ".join(fitting) if fitting else "no host"

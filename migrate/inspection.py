@@ -9,10 +9,10 @@ from typing import TypeVar
 
 import anyio
 
-from migrate.messages import PROTOCOL, Inspect, Inspected
+from migrate.messages import DENIED, PROTOCOL, Inspect, Inspected
 from migrate.ports import Caller, HostSurvey, Hypervisor, RunningGuest, SharedStorage
-from migrate.preflight import Inspection, PreflightReport, examine
-from transport.errors import PeerMisbehaved
+from migrate.preflight import Denied, Inspection, PreflightReport, examine, examine_denied
+from transport.errors import PeerMisbehaved, PeerRefused
 
 __all__ = ["Asker", "dry_run", "run_preflight"]
 
@@ -68,6 +68,10 @@ async def run_preflight(
             Inspected,
         )
         answer_s = anyio.current_time() - asked_at_s
+    except PeerRefused as exc:
+        if exc.code != DENIED:
+            raise
+        return examine_denied(Denied(guest=guest.facts, source_host=source_host, here=here, reason=exc.text))
     finally:
         with anyio.CancelScope(shield=True):
             await storage.clear(probes)

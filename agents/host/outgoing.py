@@ -27,6 +27,7 @@ from agents.host.orders import Order
 from agents.host.parts import HostParts
 from agents.logs import get_logger, log_event
 from agents.sections import Endpoint
+from agents.survey.security import PermittedSurvey
 from memory.codec import MAX_PAYLOAD_BYTES
 from migrate.controls import Controls
 from migrate.errors import (
@@ -37,7 +38,7 @@ from migrate.errors import (
     MigrationError,
     SetupRefused,
 )
-from migrate.facts import GuestFacts
+from migrate.facts import GuestFacts, Permission
 from migrate.inspection import dry_run
 from migrate.messages import MESSAGES, Prepared
 from migrate.phases import Phase, can_cancel
@@ -63,6 +64,8 @@ MIGRATION_SCHEMA: Final = Schema(*MESSAGES)
 DIAL_TIMEOUT_S: Final = 10.0
 FIRST_REDIAL_S: Final = 0.05
 SLOWEST_REDIAL_S: Final = 2.0
+# A move that a restart has cut off goes on without its operator.
+WHO_ASKED: Final = "who asked for this move"
 
 
 class UnknownHost(SetupRefused):
@@ -107,8 +110,10 @@ class Outgoing:
             found.extend(await hypervisor.guests())
         return found
 
-    async def check(self, guest: str, to: str) -> CheckReport:
-        """Run the preflight of a move that is not made."""
+    async def check(
+        self, guest: str, to: str, permission_for: Callable[[GuestFacts], Permission]
+    ) -> CheckReport:
+        """Run the preflight of a move that is not made; `permission_for` tells whether who asks might make it."""
         facts = await self._find(guest)
         session = self._session(self._peer(to), uuid.uuid4().bytes, outage_s=0.0)
         try:
@@ -117,7 +122,7 @@ class Outgoing:
                 self._host.hypervisors[facts.hypervisor],
                 session,
                 self._host.storage,
-                self._host.survey,
+                PermittedSurvey(self._host.survey, permission_for(facts)),
                 source_host=self._host.settings.agent.name,
                 timeout_s=self._host.settings.limits.outage_s,
             )
@@ -221,7 +226,8 @@ class Outgoing:
                 hypervisor=self._host.hypervisors[facts.hypervisor],
                 caller=session,
                 storage=self._host.storage,
-                host_survey=self._host.survey,
+                # It would not have begun otherwise.
+                host_survey=PermittedSurvey(self._host.survey, Permission(who=WHO_ASKED, is_allowed=True)),
                 journal=journal,
                 observer=job,
                 open_sender=open_sender,

@@ -6,17 +6,35 @@ it is checked where it is used, never trusted.
 
 from __future__ import annotations
 
+from migrate.facts.capacity import CapacityFacts, GuestDemand, MoveSlots
 from migrate.facts.cpu import CpuFacts
 from migrate.facts.guest import BlockFacts, GuestFacts
 from migrate.facts.host import HostFacts, Objection, Survey
+from migrate.facts.security import (
+    ApparmorFacts,
+    CertificateFacts,
+    Confinement,
+    Permission,
+    SecurityFacts,
+    SelinuxFacts,
+)
 from migrate.facts.storage import DiskFacts
 
 __all__ = [
+    "ApparmorFacts",
     "BlockFacts",
+    "CapacityFacts",
+    "CertificateFacts",
+    "Confinement",
     "CpuFacts",
     "DiskFacts",
+    "GuestDemand",
     "GuestFacts",
     "HostFacts",
+    "MoveSlots",
     "Objection",
+    "Permission",
+    "SecurityFacts",
+    "SelinuxFacts",
     "Survey",
 ]

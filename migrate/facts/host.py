@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from migrate.facts.capacity import CapacityFacts
 from migrate.facts.cpu import CpuFacts
+from migrate.facts.security import SecurityFacts
 
 __all__ = ["HostFacts", "Objection", "Survey"]
 
@@ -37,7 +39,9 @@ class Objection:
 class Survey:
     """What an agent sees of its own host, whatever the hypervisor. Both ends make one, at nearly the same moment.
 
-    `at_s` is the host's wall clock, in Unix time.
+    `at_s` is the host's wall clock, in Unix time. What is None was not looked at.
     """
 
     at_s: float
+    capacity: CapacityFacts | None = None
+    security: SecurityFacts | None = None

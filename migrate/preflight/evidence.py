@@ -10,7 +10,7 @@ from typing import Final
 
 from migrate.facts import GuestFacts, HostFacts, Objection, Survey
 
-__all__ = ["MAX_NAMED", "RECORDS", "Inspection", "Probe", "Reading", "named"]
+__all__ = ["MAX_NAMED", "RECORDS", "Denied", "Inspection", "Probe", "Reading", "named"]
 
 # The "disk" of a probe that was put where the ownership records are, when that is beside no disk.
 RECORDS: Final = "ownership records"
@@ -57,6 +57,16 @@ class Inspection:
     ownership_error: str | None
     objections: tuple[Objection, ...] = ()
     reserved_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Denied:
+    """What is left to judge where the destination's rules did not let the source ask: `reason` is its sentence."""
+
+    guest: GuestFacts
+    source_host: str
+    here: Survey
+    reason: str
 
 
 def named(words: tuple[str, ...] | list[str], none: str = "none") -> str:

@@ -6,7 +6,7 @@ from migrate.facts import CpuFacts, HostFacts, Objection, Survey
 from migrate.preflight import AREAS, RECORDS, Inspection, Reading, Severity, examine
 from migrate.preflight.capacity import OVERHEAD_BYTES
 from migrate.preflight.machine import MAX_DRIFT_S, WARN_DRIFT_S
-from tests.migrate.world import CPU, DISK, FACTS
+from tests.migrate.world import CAPACITY, CPU, DISK, FACTS, security
 
 NOW_S = 1.8e9
 HOST = HostFacts(
@@ -17,12 +17,13 @@ HOST = HostFacts(
     free_memory_bytes=1 << 30,
     guest_ids=(),
 )
+HERE = Survey(at_s=NOW_S, capacity=CAPACITY, security=security(NOW_S))
 GOOD = Inspection(
     guest=FACTS,
     source_host="host-a",
     host=HOST,
-    here=Survey(at_s=NOW_S),
-    there=Survey(at_s=NOW_S + 0.01),
+    here=HERE,
+    there=replace(HERE, at_s=NOW_S + 0.01),
     answer_s=0.02,
     nonces={DISK.name: b"nonce"},
     readings=(Reading(disk=DISK.name, content=b"nonce", error=None),),
@@ -52,7 +53,7 @@ def test_each_problem_is_refused_alone() -> None:
         ),
         # Of a driver that is newer than this one.
         "guest-spec": replace(GOOD, objections=(Objection(check="unheard-of", found="no", remedy=""),)),
-        "clock": replace(GOOD, there=Survey(at_s=NOW_S - 11)),
+        "clock": replace(GOOD, there=replace(HERE, at_s=NOW_S - 11)),
         "cpu-model": replace(GOOD, host=replace(HOST, cpus=(CpuFacts(model="Nehalem", features=()),))),
         "cpu-features": replace(
             GOOD, host=replace(HOST, cpus=(CpuFacts(model="Haswell", features=("sse2",)),))
@@ -116,7 +117,7 @@ def test_models_that_would_fit_are_named() -> None:
 
 
 def clock(ahead_s: float, answer_s: float) -> Severity:
-    inspection = replace(GOOD, there=Survey(at_s=NOW_S + ahead_s), answer_s=answer_s)
+    inspection = replace(GOOD, there=replace(HERE, at_s=NOW_S + ahead_s), answer_s=answer_s)
     return next(f.severity for f in examine(inspection).findings if f.check == "clock")
 
 

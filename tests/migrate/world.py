@@ -24,7 +24,22 @@ from memory.runs import Runs, empty_runs, expand, runs_of_mask
 from migrate.controls import Controls
 from migrate.destination import DestinationPorts, IncomingMigration
 from migrate.errors import GuestRefused, GuestUnknown, JournalFailed, StorageFailed
-from migrate.facts import BlockFacts, CpuFacts, DiskFacts, GuestFacts, HostFacts, Objection, Survey
+from migrate.facts import (
+    BlockFacts,
+    CapacityFacts,
+    CertificateFacts,
+    Confinement,
+    CpuFacts,
+    DiskFacts,
+    GuestDemand,
+    GuestFacts,
+    HostFacts,
+    MoveSlots,
+    Objection,
+    Permission,
+    SecurityFacts,
+    Survey,
+)
 from migrate.messages import MESSAGES, Prepare, Prepared, Running
 from migrate.ownership import Ownership
 from migrate.phases import Phase
@@ -56,7 +71,46 @@ FACTS = GuestFacts(
     cpu=CPU,
     disks=(DISK,),
     spec=b"spec",
+    demand=GuestDemand(vcpus=2),
+    confinement=Confinement(),
 )
+CAPACITY = CapacityFacts(
+    physical_bytes=4 << 30,
+    swap_bytes=0,
+    swap_free_bytes=0,
+    online_cpus=4,
+    load_5min=0.5,
+    memory_pressure=0.0,
+    cpu_pressure=1.0,
+    promised_bytes=1 << 30,
+    promised_vcpus=2,
+    memory_overcommit=1.0,
+    cpu_overcommit=16.0,
+    moves=MoveSlots(
+        incoming=0,
+        incoming_limit=4,
+        outgoing=0,
+        outgoing_limit=4,
+        is_draining=False,
+        is_coming=False,
+        is_leaving=False,
+    ),
+)
+YEAR_S = 365 * 86400.0
+
+
+def security(now_s: float) -> SecurityFacts:
+    """A host without SELinux and AppArmor, whose certificates have a year to go."""
+    return SecurityFacts(
+        selinux=None,
+        apparmor=None,
+        certificates=CertificateFacts(
+            own_ends_at_s=now_s + YEAR_S, ca_ends_at_s=now_s + 2 * YEAR_S, crl_ends_at_s=None
+        ),
+        permission=Permission(who="operator/tester", is_allowed=True),
+    )
+
+
 DIRECTORY = "/shared/.vmferry"
 
 
@@ -331,7 +385,8 @@ class FakeSurvey:
     ahead_s: float = 0.0
 
     async def survey(self, guest: GuestFacts) -> Survey:
-        return Survey(at_s=anyio.current_time() + self.ahead_s)
+        at_s = anyio.current_time() + self.ahead_s
+        return Survey(at_s=at_s, capacity=CAPACITY, security=security(at_s))
 
 
 @dataclass

@@ -10,11 +10,13 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, TypeVar
 
 from anyio import to_thread
 
+from agents.hypervisors.confinement import profile_of, selinux_label_of
 from agents.hypervisors.embedded.client import Description, GuestClient, launch_guest
 from agents.hypervisors.embedded.cpuid import features_of_model
 from agents.hypervisors.embedded.errors import EmbeddedError, GuestGone
@@ -23,16 +25,27 @@ from agents.hypervisors.embedded.rundir import GuestPaths, clean_stale, guest_id
 from agents.hypervisors.embedded.spec import CPU_MODELS, EmbeddedSpec
 from agents.hypervisors.embedded.tracking import choose_tracker
 from agents.hypervisors.hostmemory import free_memory_bytes
+from agents.hypervisors.inhabitants import Inhabitant
 from memory.ram import MappedRam
 from memory.runs import Runs, empty_runs
 from migrate.errors import GuestRefused, GuestUnknown
-from migrate.facts import BlockFacts, CpuFacts, DiskFacts, GuestFacts, HostFacts, Objection
+from migrate.facts import (
+    BlockFacts,
+    Confinement,
+    CpuFacts,
+    DiskFacts,
+    GuestDemand,
+    GuestFacts,
+    HostFacts,
+    Objection,
+)
 from migrate.ports import DeviceStateSink, DirtyTracker
 
 __all__ = ["EmbeddedHypervisor", "EmbeddedIncomingGuest", "EmbeddedRunningGuest"]
 
 NAME: Final = "embedded"
 MACHINE: Final = "embedded-1"
+VCPUS: Final = 1
 _DISK: Final = "disk0"
 
 T = TypeVar("T")
@@ -75,6 +88,13 @@ class EmbeddedHypervisor:
     async def guests(self) -> list[GuestFacts]:
         """List the guests that are here; machines that wait for their state are none yet."""
         return [_facts(one) for one in await to_thread.run_sync(self._describe_all) if not one.is_incoming]
+
+    async def inhabitants(self) -> tuple[Inhabitant, ...]:
+        """Give all machines that are here, also those that wait for their state."""
+        return tuple(
+            Inhabitant(guest_id=one.spec.guest_id, ram_bytes=one.spec.ram_bytes, vcpus=VCPUS, pid=one.pid)
+            for one in await to_thread.run_sync(self._describe_all)
+        )
 
     async def open_guest(self, guest_id: str) -> EmbeddedRunningGuest:
         """Connect to a guest. Raises GuestUnknown, GuestRefused."""
@@ -139,7 +159,11 @@ class EmbeddedHypervisor:
             if described.state == "faulted":
                 raise GuestRefused(f"guest {described.spec.name} cannot be moved: {described.fault}")
             ram = _map_ram(client, described.spec)
-            return EmbeddedRunningGuest(client, paths, _facts(described), ram)
+            confinement = Confinement(
+                selinux_label=selinux_label_of(described.pid), apparmor_profile=profile_of(described.pid)
+            )
+            facts = replace(_facts(described), confinement=confinement)
+            return EmbeddedRunningGuest(client, paths, facts, ram)
 
     def _find_incoming(self, guest_id: str) -> EmbeddedIncomingGuest | None:
         if guest_id not in guest_ids(self._guests_dir):
@@ -328,6 +352,7 @@ def _facts(described: Description) -> GuestFacts:
         cpu=CpuFacts(model=spec.cpu_model, features=features_of_model(spec.cpu_model)),
         disks=_disks(spec),
         spec=spec.to_bytes(),
+        demand=GuestDemand(vcpus=VCPUS),
     )
 
 

@@ -6,6 +6,7 @@ a block of RAM is mapped) come from the human monitor and are checked against th
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import Final
 
@@ -15,10 +16,12 @@ from agents.hypervisors.qemu.spec import QemuSpec
 from migrate.facts import CpuFacts
 
 __all__ = [
+    "balloon_of",
     "block_places",
     "blockers_of",
     "cpu_of",
     "features_of_expansion",
+    "is_confidential",
     "machine_of",
     "other_writers",
     "run_state",
@@ -200,6 +203,22 @@ async def other_writers(qmp: Qmp) -> tuple[str, ...]:
                 f"disk {field_of(node, 'node-name')} is nvme://: its controller writes to the guest's RAM by itself"
             )
     return tuple(found)
+
+
+async def balloon_of(qmp: Qmp) -> int | None:
+    """Give how much RAM the guest's balloon leaves it; None where QEMU cannot say."""
+    with contextlib.suppress(QmpFailed):
+        return _number(await qmp.execute("query-balloon"), "query-balloon", "actual")
+    return None
+
+
+async def is_confidential(qmp: Qmp) -> bool:
+    """Tell whether the CPU encrypts the guest's RAM: SEV, TDX and all others are one link of the machine's."""
+    try:
+        link = await qmp.execute("qom-get", {"path": "/machine", "property": "confidential-guest-support"})
+    except QmpFailed:
+        return False  # a machine type that has no such thing
+    return isinstance(link, str) and link != ""
 
 
 def _text(value: Json, command: str, *path: str | int) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -18,12 +19,16 @@ from typing import Final
 import anyio
 import anyio.to_thread
 
+from agents.hypervisors.confinement import profile_of, selinux_label_of
 from agents.hypervisors.hostmemory import free_memory_bytes
+from agents.hypervisors.inhabitants import Inhabitant
 from agents.hypervisors.qemu.adopt import spec_of
 from agents.hypervisors.qemu.allowed import QemuHost
 from agents.hypervisors.qemu.describe import (
+    balloon_of,
     blockers_of,
     cpu_of,
+    is_confidential,
     machine_of,
     other_writers,
     run_state,
@@ -41,7 +46,16 @@ from agents.hypervisors.qemu.running import QemuRunningGuest
 from agents.hypervisors.qemu.spec import KIND, DiskSpec, QemuSpec
 from memory.errors import RamError
 from migrate.errors import GuestBusy, GuestRefused, GuestUnknown
-from migrate.facts import BlockFacts, CpuFacts, DiskFacts, GuestFacts, HostFacts, Objection
+from migrate.facts import (
+    BlockFacts,
+    Confinement,
+    CpuFacts,
+    DiskFacts,
+    GuestDemand,
+    GuestFacts,
+    HostFacts,
+    Objection,
+)
 
 __all__ = ["Found", "QemuHypervisor", "interview"]
 
@@ -49,6 +63,8 @@ __all__ = ["Found", "QemuHypervisor", "interview"]
 _DESCRIBED_AT_ONCE: Final = 8
 # A monitor that another client holds is not waited for when guests are listed.
 _LIST_TIMEOUT_S: Final = 2.0
+# A preflight asks for facts and for inhabitants one after the other: the guests are asked once for both.
+_FOUND_HOLDS_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +96,7 @@ class QemuHypervisor:
         self._catalog = ModelCatalog(host.binary)
         self._cpus: dict[int, CpuFacts] = {}
         self._held: dict[Path, Found] = {}
+        self._found: tuple[float, list[Found]] = (-math.inf, [])
 
     async def host_facts(self, guest: GuestFacts | None = None) -> HostFacts:
         """Give what this host can give to one more guest, with that guest's accelerator."""
@@ -120,6 +137,24 @@ class QemuHypervisor:
                 cpu = self._cpus.get(one.pid, CpuFacts(model=one.spec.cpu_model, features=()))
                 listed.append(_facts(one.spec, cpu, is_running=one.state == "running"))
         return listed
+
+    async def inhabitants(self) -> tuple[Inhabitant, ...]:
+        """Give all machines that are here, also those that wait; as they were found a moment ago, if they were.
+
+        One that no spec describes counts as nothing.
+        """
+        found_at_s, found = self._found
+        if anyio.current_time() - found_at_s > _FOUND_HOLDS_S:
+            found = await self._find_all()
+        return tuple(
+            Inhabitant(
+                guest_id=one.guest_id,
+                ram_bytes=one.spec.ram_bytes if one.spec else 0,
+                vcpus=one.spec.vcpus if one.spec else 0,
+                pid=one.pid,
+            )
+            for one in found
+        )
 
     async def open_guest(self, guest_id: str) -> QemuRunningGuest:
         """Take hold of a guest. Raises GuestUnknown, GuestRefused."""
@@ -200,7 +235,9 @@ class QemuHypervisor:
             for monitor in await anyio.to_thread.run_sync(lambda: list(monitors(self._host.dir))):
                 tasks.start_soon(look, monitor)
         self._cpus = {one.pid: self._cpus[one.pid] for one in found if one.pid in self._cpus}
-        return sorted(found, key=lambda one: one.guest_id)
+        found.sort(key=lambda one: one.guest_id)
+        self._found = (anyio.current_time(), found)
+        return found
 
     async def _find(self, guest_id: str) -> Found | None:
         return next((one for one in await self._find_all() if one.guest_id == guest_id), None)
@@ -227,6 +264,14 @@ class QemuHypervisor:
                 _facts(spec, self._cpus[found.pid], is_running=await run_state(qmp) == "running"),
                 machine=await machine_of(qmp),
                 blockers=(*await blockers_of(qmp), *await other_writers(qmp)),
+                demand=GuestDemand(
+                    vcpus=spec.vcpus,
+                    has_balloon=spec.has_balloon,
+                    balloon_bytes=await balloon_of(qmp) if spec.has_balloon else None,
+                ),
+                confinement=await anyio.to_thread.run_sync(
+                    _confinement, found.pid, await is_confidential(qmp)
+                ),
             )
             threads = await vcpu_threads(qmp)
             held = await hold(qmp, found.paths, spec)
@@ -329,6 +374,12 @@ def _huge_bytes(guest: GuestFacts | None) -> int:
     return sum(memory.size_bytes for memory in spec.memories if memory.page_bytes)
 
 
+def _confinement(pid: int, is_encrypted: bool) -> Confinement:
+    return Confinement(
+        is_confidential=is_encrypted, selinux_label=selinux_label_of(pid), apparmor_profile=profile_of(pid)
+    )
+
+
 def _blocks(spec: QemuSpec) -> tuple[BlockFacts, ...]:
     return tuple(BlockFacts(name=memory.name, size_bytes=memory.size_bytes) for memory in spec.memories)
 
@@ -344,6 +395,7 @@ def _facts(spec: QemuSpec, cpu: CpuFacts, *, is_running: bool) -> GuestFacts:
         cpu=cpu,
         disks=tuple(_disk(number, disk) for number, disk in enumerate(spec.disks)),
         spec=spec.to_bytes(),
+        demand=GuestDemand(vcpus=spec.vcpus, has_balloon=spec.has_balloon),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from migrate.facts.cpu import CpuFacts
 from migrate.facts.guest import BlockFacts, GuestFacts
 from migrate.facts.host import HostFacts, Objection, Survey
+from migrate.facts.path import PathFacts
 from migrate.facts.storage import DiskFacts
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "GuestFacts",
     "HostFacts",
     "Objection",
+    "PathFacts",
     "Survey",
 ]

@@ -215,8 +215,8 @@ class ControlService:
             case ListGuests():
                 guests = await self._outgoing.guests()
                 return GuestList(host=self._host_view().name, guests=self._gate.guests_for(peer, guests))
-            case Check(guest=guest, to=to):
-                return await self._outgoing.check(guest, to)
+            case Check(guest=guest, to=to, measures=measures):
+                return await self._outgoing.check(guest, to, measures=measures)
             case Move():
                 job = await self._outgoing.start(request)
                 return JobStarted(job=job.job_id)

@@ -215,7 +215,7 @@ class ControlService:
             case ListGuests():
                 guests = await self._outgoing.guests()
                 return GuestList(host=self._host_view().name, guests=self._gate.guests_for(peer, guests))
-            case Check(guest=guest, to=to):
+            case Check(guest=guest, to=to, measures=measures):
                 return await self._outgoing.check(
                     guest,
                     to,
@@ -226,6 +226,7 @@ class ControlService:
                         source=self._host_view().name,
                         to=to,
                     ),
+                    measures=measures,
                 )
             case Move():
                 job = await self._outgoing.start(request)

@@ -10,6 +10,7 @@ from migrate.facts.capacity import CapacityFacts, GuestDemand, MoveSlots
 from migrate.facts.cpu import CpuFacts
 from migrate.facts.guest import BlockFacts, GuestFacts
 from migrate.facts.host import HostFacts, Objection, Survey
+from migrate.facts.path import PathFacts
 from migrate.facts.security import (
     ApparmorFacts,
     CertificateFacts,
@@ -33,6 +34,7 @@ __all__ = [
     "HostFacts",
     "MoveSlots",
     "Objection",
+    "PathFacts",
     "Permission",
     "SecurityFacts",
     "SelinuxFacts",

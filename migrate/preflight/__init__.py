@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from migrate.preflight import capacity, cpu, devices, identity, machine, security, storage
+from migrate.preflight import capacity, cpu, devices, identity, machine, network, security, storage
 from migrate.preflight.evidence import RECORDS, Denied, Inspection, Probe, Reading
 from migrate.preflight.report import Check, Finding, PreflightReport, Severity
 
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 # In the order of the report. The name of an area is its module's.
-AREAS: Final = (identity, machine, cpu, storage, devices, capacity, security)
+AREAS: Final = (identity, machine, cpu, storage, devices, network, capacity, security)
 
 
 def examine(inspection: Inspection) -> PreflightReport:

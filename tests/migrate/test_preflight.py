@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from migrate.facts import CpuFacts, HostFacts, Objection, Survey
+from migrate.facts import CpuFacts, HostFacts, Objection, PathFacts, Survey
 from migrate.preflight import AREAS, RECORDS, Inspection, Reading, Severity, examine
 from migrate.preflight.capacity import OVERHEAD_BYTES
 from migrate.preflight.machine import MAX_DRIFT_S, WARN_DRIFT_S
@@ -28,6 +28,17 @@ GOOD = Inspection(
     nonces={DISK.name: b"nonce"},
     readings=(Reading(disk=DISK.name, content=b"nonce", error=None),),
     ownership_error=None,
+    path=PathFacts(
+        data_port=7701,
+        rtt_s=0.0001,
+        ping_s=0.0005,
+        mtu_bytes=1500,
+        mss_bytes=1448,
+        goodput_bytes_per_s=1e9,
+        measured_s=1.0,
+        measured_bytes=10**9,
+        connections=2,
+    ),
 )
 
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 import anyio
 
 from migrate.messages import PROTOCOL, Inspect, Inspected
-from migrate.ports import Caller, HostSurvey, Hypervisor, RunningGuest, SharedStorage
+from migrate.ports import Caller, HostSurvey, Hypervisor, SeenGuest, SharedStorage
 from migrate.preflight import Inspection, PreflightReport, examine
 from transport.errors import PeerMisbehaved
 
@@ -44,7 +44,7 @@ class Asker:
 
 
 async def run_preflight(
-    guest: RunningGuest,
+    guest: SeenGuest,
     asker: Asker,
     storage: SharedStorage,
     host_survey: HostSurvey,
@@ -98,8 +98,8 @@ async def dry_run(
     source_host: str,
     timeout_s: float,
 ) -> PreflightReport:
-    """Run the preflight of a move that is not made."""
-    guest = await hypervisor.open_guest(guest_id)
+    """Run the preflight of a move that is not made, also of a guest that cannot be moved."""
+    guest = await hypervisor.inspect_guest(guest_id)
     try:
         return await run_preflight(
             guest, Asker(caller, timeout_s), storage, host_survey, source_host=source_host

@@ -8,15 +8,33 @@ from __future__ import annotations
 
 from migrate.facts.cpu import CpuFacts
 from migrate.facts.guest import BlockFacts, GuestFacts
+from migrate.facts.hardware import (
+    MAX_DEVICES,
+    DeviceFacts,
+    DeviceKind,
+    FileFacts,
+    FirmwareFacts,
+    GuestHardware,
+    HostHardware,
+    RomFacts,
+)
 from migrate.facts.host import HostFacts, Objection, Survey
 from migrate.facts.storage import DiskFacts
 
 __all__ = [
+    "MAX_DEVICES",
     "BlockFacts",
     "CpuFacts",
+    "DeviceFacts",
+    "DeviceKind",
     "DiskFacts",
+    "FileFacts",
+    "FirmwareFacts",
     "GuestFacts",
+    "GuestHardware",
     "HostFacts",
+    "HostHardware",
     "Objection",
+    "RomFacts",
     "Survey",
 ]

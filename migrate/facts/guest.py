@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from migrate.facts.cpu import CpuFacts
+from migrate.facts.hardware import GuestHardware
 from migrate.facts.storage import DiskFacts
 
 __all__ = ["BlockFacts", "GuestFacts"]
@@ -38,6 +39,12 @@ class GuestFacts:
     disks: tuple[DiskFacts, ...]
     spec: bytes
     blockers: tuple[str, ...] = ()
+    hardware: GuestHardware = field(default_factory=GuestHardware)
+
+    @property
+    def is_described(self) -> bool:
+        """A destination can make its machine; without a spec the guest can be looked at, and not moved."""
+        return bool(self.spec)
 
     @property
     def ram_bytes(self) -> int:

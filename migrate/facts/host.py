@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from migrate.facts.cpu import CpuFacts
+from migrate.facts.hardware import HostHardware
 
 __all__ = ["HostFacts", "Objection", "Survey"]
 
@@ -22,6 +23,7 @@ class HostFacts:
     machines: tuple[str, ...]
     free_memory_bytes: int
     guest_ids: tuple[str, ...]
+    hardware: HostHardware = field(default_factory=HostHardware)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,19 @@ from memory.runs import Runs, empty_runs, expand, runs_of_mask
 from migrate.controls import Controls
 from migrate.destination import DestinationPorts, IncomingMigration
 from migrate.errors import GuestRefused, GuestUnknown, JournalFailed, StorageFailed
-from migrate.facts import BlockFacts, CpuFacts, DiskFacts, GuestFacts, HostFacts, Objection, Survey
+from migrate.facts import (
+    BlockFacts,
+    CpuFacts,
+    DeviceFacts,
+    DeviceKind,
+    DiskFacts,
+    GuestFacts,
+    GuestHardware,
+    HostFacts,
+    HostHardware,
+    Objection,
+    Survey,
+)
 from migrate.messages import MESSAGES, Prepare, Prepared, Running
 from migrate.ownership import Ownership
 from migrate.phases import Phase
@@ -56,6 +68,9 @@ FACTS = GuestFacts(
     cpu=CPU,
     disks=(DISK,),
     spec=b"spec",
+    hardware=GuestHardware(
+        version="1.0", devices=(DeviceFacts(name="disk0", type="fake-disk", kind=DeviceKind.EMULATED.value),)
+    ),
 )
 DIRECTORY = "/shared/.vmferry"
 
@@ -227,6 +242,7 @@ class FakeHypervisor:
             machines=("fake-1",),
             free_memory_bytes=self.free_memory_bytes,
             guest_ids=running,
+            hardware=HostHardware(version="1.0", device_types=("fake-disk",), memory_nodes=(0,)),
         )
 
     async def objections(self, facts: GuestFacts) -> tuple[Objection, ...]:
@@ -236,6 +252,9 @@ class FakeHypervisor:
         if guest_id not in self.by_id:
             raise GuestUnknown(f"no guest {guest_id} on {self.host}")
         return self.by_id[guest_id]
+
+    async def inspect_guest(self, guest_id: str) -> FakeGuest:
+        return await self.open_guest(guest_id)
 
     async def guests(self) -> list[GuestFacts]:
         return [guest.facts for guest in self.by_id.values()]

@@ -110,6 +110,8 @@ class _Read:
     main_memory: str = ""
     blocks: dict[str, dict[str, str]] = field(default_factory=dict)
     netdevs: dict[str, dict[str, str]] = field(default_factory=dict)
+    # Read last: what they refer to may stand behind them.
+    devices: list[str] = field(default_factory=list)
     disks: list[DiskSpec] = field(default_factory=list)
     networks: list[NetworkSpec] = field(default_factory=list)
     serials: int = 0
@@ -157,6 +159,9 @@ def spec_of(argv: Sequence[str]) -> QemuSpec:
             continue
         with read.noting():
             reader(read, value)
+    for value in read.devices:
+        with read.noting():
+            _read_device(read, value)
     if not read.has_nodefaults:
         read.note("without -nodefaults QEMU adds devices of its own: start it with -nodefaults")
     if read.serials != 1:
@@ -207,6 +212,7 @@ def _values(read: _Read) -> dict[str, object]:
     for name, fields in read.memories.items():
         if name != read.main_memory and name not in read.nodes:
             read.note(f"the memory backend {name} is no RAM of the machine and of no NUMA node")
+            continue
         with read.noting():
             memories.append(_memory(read, name, fields, read.nodes.get(name, -1)))
     values = {"vcpus": 1, "accel": Accel.TCG, **_STAND_INS, **read.values}
@@ -384,7 +390,7 @@ def _disk(read: _Read, driver: str, fields: dict[str, str]) -> DiskSpec:
     if not block:
         if node in read.lost_drives:
             raise NotAdoptable()
-        raise NotAdoptable(f"-device {driver}: its drive {node!r:.40} is no -blockdev before it")
+        raise NotAdoptable(f"-device {driver}: its drive {node!r:.40} is no -blockdev")
     kind, path = block.pop("driver", ""), block.pop("file.filename", "")
     if kind not in tuple(Format) or block.pop("file.driver", "") != "file":
         raise NotAdoptable(f"-blockdev {node}: only raw and qcow2 in a file have a place in a guest's spec")
@@ -434,6 +440,10 @@ def _keep(key: str) -> Callable[[_Read, str], None]:
     return read_it
 
 
+def _keep_device(read: _Read, value: str) -> None:
+    read.devices.append(value)
+
+
 def _read_serial(read: _Read, value: str) -> None:
     read.serials += value != "none"
 
@@ -478,5 +488,5 @@ _READERS: Final[Mapping[str, Callable[[_Read, str], None]]] = {
     "blockdev": _read_blockdev,
     "drive": _read_drive,
     "netdev": _read_netdev,
-    "device": _read_device,
+    "device": _keep_device,
 }

@@ -13,7 +13,7 @@ import anyio
 
 from migrate.facts import PathFacts
 from migrate.messages import DENIED, PROTOCOL, Inspect, Inspected
-from migrate.ports import Caller, HostSurvey, Hypervisor, RunningGuest, SharedStorage
+from migrate.ports import Caller, HostSurvey, Hypervisor, SeenGuest, SharedStorage
 from migrate.preflight import Denied, Inspection, PreflightReport, examine, examine_denied
 from transport.errors import PeerMisbehaved, PeerRefused
 
@@ -47,7 +47,7 @@ class Asker:
 
 
 async def run_preflight(
-    guest: RunningGuest,
+    guest: SeenGuest,
     asker: Asker,
     storage: SharedStorage,
     host_survey: HostSurvey,
@@ -61,7 +61,7 @@ async def run_preflight(
 
 
 async def _look(
-    guest: RunningGuest,
+    guest: SeenGuest,
     asker: Asker,
     storage: SharedStorage,
     host_survey: HostSurvey,
@@ -119,13 +119,13 @@ async def dry_run(
     time_limit_s: float = 0.0,
     look_at_path: Callable[[Asker], Awaitable[PathFacts]] | None = None,
 ) -> tuple[PreflightReport, PathFacts | None]:
-    """Run the preflight of a move that is not made; also give what was found of the path.
+    """Run the preflight of a move that is not made, also of a guest that cannot be; give also what the path is like.
 
     `time_limit_s` is what a move may take, 0 for as long as it likes. The path is looked at when the guest is held no
     longer: that takes a second, in which somebody may want to move it.
     """
     asker = Asker(caller, timeout_s)
-    guest = await hypervisor.open_guest(guest_id)
+    guest = await hypervisor.inspect_guest(guest_id)
     try:
         seen = await _look(guest, asker, storage, host_survey, source_host=source_host)
     finally:

@@ -1,4 +1,4 @@
-"""How much memory this host can still give to guests.
+"""How much memory this host can still give to guests, and in which NUMA nodes it has any.
 
 Law: reads files of /proc and /sys; decides nothing.
 """
@@ -9,9 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-__all__ = ["free_memory_bytes", "memory_limits"]
+__all__ = ["free_memory_bytes", "memory_limits", "memory_nodes"]
 
 _MEMINFO: Final = Path("/proc/meminfo")
+_NODES: Final = Path("/sys/devices/system/node/has_memory")
+# MAX_NUMNODES of a Linux for x86: 1 << CONFIG_NODES_SHIFT, 10 at most.
+_MAX_NODES: Final = 1024
 _CGROUP: Final = Path("/proc/self/cgroup")
 _CGROUP_ROOT: Final = Path("/sys/fs/cgroup")
 
@@ -24,6 +27,16 @@ def free_memory_bytes(
     A file that is not there limits nothing; without /proc/meminfo nothing is free.
     """
     return max(min(_available(meminfo), *_cgroup_room(cgroup, cgroup_root)), 0)
+
+
+def memory_nodes(nodes: Path = _NODES) -> tuple[int, ...]:
+    """Give the NUMA nodes of this host that have memory; none where the kernel does not say."""
+    found: list[int] = []
+    for part in "".join(_lines(nodes)).split(","):
+        first, _, last = part.partition("-")
+        if first.isdecimal() and (last or first).isdecimal() and int(last or first) < _MAX_NODES:
+            found += range(int(first), int(last or first) + 1)
+    return tuple(found)
 
 
 def _available(meminfo: Path) -> int:

@@ -9,6 +9,16 @@ from __future__ import annotations
 from migrate.facts.capacity import CapacityFacts, GuestDemand, MoveSlots
 from migrate.facts.cpu import CpuFacts
 from migrate.facts.guest import BlockFacts, GuestFacts
+from migrate.facts.hardware import (
+    MAX_DEVICES,
+    DeviceFacts,
+    DeviceKind,
+    FileFacts,
+    FirmwareFacts,
+    GuestHardware,
+    HostHardware,
+    RomFacts,
+)
 from migrate.facts.host import HostFacts, Objection, Survey
 from migrate.facts.path import PathFacts
 from migrate.facts.security import (
@@ -23,14 +33,20 @@ from migrate.facts.storage import DiskFacts
 
 __all__ = [
     "ApparmorFacts",
+    "MAX_DEVICES",
     "BlockFacts",
     "CapacityFacts",
     "CertificateFacts",
     "Confinement",
     "CpuFacts",
+    "DeviceFacts",
+    "DeviceKind",
     "DiskFacts",
     "GuestDemand",
+    "FileFacts",
+    "FirmwareFacts",
     "GuestFacts",
+    "GuestHardware",
     "HostFacts",
     "MoveSlots",
     "Objection",
@@ -38,5 +54,7 @@ __all__ = [
     "Permission",
     "SecurityFacts",
     "SelinuxFacts",
+    "HostHardware",
+    "RomFacts",
     "Survey",
 ]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from migrate.facts.capacity import GuestDemand
 from migrate.facts.cpu import CpuFacts
+from migrate.facts.hardware import GuestHardware
 from migrate.facts.security import Confinement
 from migrate.facts.storage import DiskFacts
 
@@ -43,6 +44,12 @@ class GuestFacts:
     blockers: tuple[str, ...] = ()
     demand: GuestDemand | None = None
     confinement: Confinement | None = None
+    hardware: GuestHardware = field(default_factory=GuestHardware)
+
+    @property
+    def is_described(self) -> bool:
+        """A destination can make its machine; without a spec the guest can be looked at, and not moved."""
+        return bool(self.spec)
 
     @property
     def ram_bytes(self) -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from migrate.facts.capacity import CapacityFacts
 from migrate.facts.cpu import CpuFacts
+from migrate.facts.hardware import HostHardware
 from migrate.facts.security import SecurityFacts
 
 __all__ = ["HostFacts", "Objection", "Survey"]
@@ -24,6 +25,7 @@ class HostFacts:
     machines: tuple[str, ...]
     free_memory_bytes: int
     guest_ids: tuple[str, ...]
+    hardware: HostHardware = field(default_factory=HostHardware)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

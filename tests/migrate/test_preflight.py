@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from migrate.facts import CpuFacts, HostFacts, Objection, PathFacts, Survey
+from migrate.facts import CpuFacts, HostFacts, HostHardware, Objection, PathFacts, Survey
 from migrate.preflight import AREAS, RECORDS, Inspection, Reading, Severity, examine
 from migrate.preflight.capacity import OVERHEAD_BYTES
 from migrate.preflight.machine import MAX_DRIFT_S, WARN_DRIFT_S
@@ -16,6 +16,7 @@ HOST = HostFacts(
     machines=("fake-0", "fake-1"),
     free_memory_bytes=1 << 30,
     guest_ids=(),
+    hardware=HostHardware(version="1.0", device_types=("fake-disk",), memory_nodes=(0,)),
 )
 HERE = Survey(at_s=NOW_S, capacity=CAPACITY, security=security(NOW_S))
 GOOD = Inspection(

@@ -30,10 +30,14 @@ from migrate.facts import (
     CertificateFacts,
     Confinement,
     CpuFacts,
+    DeviceFacts,
+    DeviceKind,
     DiskFacts,
     GuestDemand,
     GuestFacts,
+    GuestHardware,
     HostFacts,
+    HostHardware,
     MoveSlots,
     Objection,
     Permission,
@@ -73,6 +77,9 @@ FACTS = GuestFacts(
     spec=b"spec",
     demand=GuestDemand(vcpus=2),
     confinement=Confinement(),
+    hardware=GuestHardware(
+        version="1.0", devices=(DeviceFacts(name="disk0", type="fake-disk", kind=DeviceKind.EMULATED.value),)
+    ),
 )
 CAPACITY = CapacityFacts(
     physical_bytes=4 << 30,
@@ -281,6 +288,7 @@ class FakeHypervisor:
             machines=("fake-1",),
             free_memory_bytes=self.free_memory_bytes,
             guest_ids=running,
+            hardware=HostHardware(version="1.0", device_types=("fake-disk",), memory_nodes=(0,)),
         )
 
     async def objections(self, facts: GuestFacts) -> tuple[Objection, ...]:
@@ -290,6 +298,9 @@ class FakeHypervisor:
         if guest_id not in self.by_id:
             raise GuestUnknown(f"no guest {guest_id} on {self.host}")
         return self.by_id[guest_id]
+
+    async def inspect_guest(self, guest_id: str) -> FakeGuest:
+        return await self.open_guest(guest_id)
 
     async def guests(self) -> list[GuestFacts]:
         return [guest.facts for guest in self.by_id.values()]

@@ -26,6 +26,7 @@ from agents.hypervisors.embedded.spec import CPU_MODELS, EmbeddedSpec
 from agents.hypervisors.embedded.tracking import choose_tracker
 from agents.hypervisors.hostmemory import free_memory_bytes
 from agents.hypervisors.inhabitants import Inhabitant
+from agents.hypervisors.seen import Seen
 from memory.ram import MappedRam
 from memory.runs import Runs, empty_runs
 from migrate.errors import GuestRefused, GuestUnknown
@@ -36,16 +37,20 @@ from migrate.facts import (
     DiskFacts,
     GuestDemand,
     GuestFacts,
+    GuestHardware,
     HostFacts,
+    HostHardware,
     Objection,
 )
-from migrate.ports import DeviceStateSink, DirtyTracker
+from migrate.ports import DeviceStateSink, DirtyTracker, SeenGuest
 
 __all__ = ["EmbeddedHypervisor", "EmbeddedIncomingGuest", "EmbeddedRunningGuest"]
 
 NAME: Final = "embedded"
 MACHINE: Final = "embedded-1"
 VCPUS: Final = 1
+# Of its device state: a change that older ones cannot read is a new minor version.
+VERSION: Final = "1.0"
 _DISK: Final = "disk0"
 
 T = TypeVar("T")
@@ -79,7 +84,7 @@ class EmbeddedHypervisor:
 
     async def host_facts(self, guest: GuestFacts | None = None) -> HostFacts:
         """Give what this host can give to one more guest, whichever it is."""
-        return await to_thread.run_sync(self._host_facts)
+        return await to_thread.run_sync(self._host_facts, guest)
 
     async def objections(self, facts: GuestFacts) -> tuple[Objection, ...]:
         """None: whatever an embedded guest needs is found by the checks of every guest."""
@@ -100,6 +105,16 @@ class EmbeddedHypervisor:
         """Connect to a guest. Raises GuestUnknown, GuestRefused."""
         return await _in_thread(lambda: self._open(guest_id))
 
+    async def inspect_guest(self, guest_id: str) -> SeenGuest:
+        """As `open_guest`; one that has faulted is described nevertheless."""
+        try:
+            return await self.open_guest(guest_id)
+        except GuestRefused as exc:
+            described = await _in_thread(
+                lambda: self._describe(GuestPaths.of_guest(self._guests_dir, guest_id))
+            )
+            return Seen(replace(_facts(described), blockers=(str(exc),)))
+
     async def prepare_incoming(self, facts: GuestFacts) -> EmbeddedIncomingGuest:
         """Start an empty machine for this guest. Raises GuestRefused."""
         return await _in_thread(lambda: self._prepare(facts))
@@ -108,7 +123,7 @@ class EmbeddedHypervisor:
         """Give the machine that waits here with its device state loaded. Raises GuestRefused."""
         return await _in_thread(lambda: self._find_incoming(guest_id))
 
-    def _host_facts(self) -> HostFacts:
+    def _host_facts(self, guest: GuestFacts | None) -> HostFacts:
         here = self._describe_all()
         return HostFacts(
             name=self._host_name,
@@ -117,6 +132,14 @@ class EmbeddedHypervisor:
             machines=(MACHINE,),
             free_memory_bytes=self._free_memory_bytes(here),
             guest_ids=tuple(one.spec.guest_id for one in here if not one.is_incoming),
+            hardware=HostHardware(
+                version=VERSION,
+                guest_names=tuple(
+                    sorted(
+                        one.spec.name for one in here if guest is None or one.spec.guest_id != guest.guest_id
+                    )
+                ),
+            ),
         )
 
     def _free_memory_bytes(self, here: list[Description]) -> int:
@@ -353,6 +376,7 @@ def _facts(described: Description) -> GuestFacts:
         disks=_disks(spec),
         spec=spec.to_bytes(),
         demand=GuestDemand(vcpus=VCPUS),
+        hardware=GuestHardware(version=VERSION),
     )
 
 

@@ -23,7 +23,6 @@ __all__ = [
     "features_of_expansion",
     "is_confidential",
     "machine_of",
-    "other_writers",
     "run_state",
     "vcpu_threads",
 ]
@@ -53,21 +52,6 @@ _NO_FEATURES: Final = frozenset(
         ),
     }
 )
-# Types whose back ends write to guest RAM through mappings of their own: no dirty log of QEMU's process has that.
-_OUTSIDE: Final = (
-    ("vfio", "VFIO: the device writes to the guest's RAM by itself"),
-    ("vhost-user", "vhost-user: another process writes to the guest's RAM through a mapping of its own"),
-    (
-        "vhost-vsock",
-        "vhost: the kernel writes to the guest's RAM from a thread that nothing has proved to be seen",
-    ),
-    (
-        "vhost-scsi",
-        "vhost: the kernel writes to the guest's RAM from a thread that nothing has proved to be seen",
-    ),
-    ("ivshmem", "ivshmem: other guests write to the memory it shares"),
-)
-_MAX_DEVICES: Final = 512
 
 
 async def run_state(qmp: Qmp) -> str:
@@ -182,27 +166,6 @@ async def blockers_of(qmp: Qmp) -> tuple[str, ...]:
         for job in (jobs if isinstance(jobs, list) else [])
     ]
     return tuple(blockers)
-
-
-async def other_writers(qmp: Qmp) -> tuple[str, ...]:
-    """Give the devices and back ends whose writes to guest RAM do not go through QEMU's page tables."""
-    found: list[str] = []
-    for folder in ("/machine/peripheral", "/machine/peripheral-anon"):
-        children = await qmp.execute("qom-list", {"path": folder})
-        for child in (children if isinstance(children, list) else [])[:_MAX_DEVICES]:
-            kind, name = str(field_of(child, "type")), str(field_of(child, "name"))
-            found += [
-                f"device {name[:64]} is {why}"
-                for word, why in _OUTSIDE
-                if kind.removeprefix("child<").startswith(word)
-            ]
-    nodes = await qmp.execute("query-named-block-nodes", {"flat": True})
-    for node in nodes if isinstance(nodes, list) else []:
-        if field_of(node, "drv") == "nvme":
-            found.append(
-                f"disk {field_of(node, 'node-name')} is nvme://: its controller writes to the guest's RAM by itself"
-            )
-    return tuple(found)
 
 
 async def balloon_of(qmp: Qmp) -> int | None:

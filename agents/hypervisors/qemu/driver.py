@@ -20,7 +20,7 @@ import anyio
 import anyio.to_thread
 
 from agents.hypervisors.confinement import profile_of, selinux_label_of
-from agents.hypervisors.hostmemory import free_memory_bytes
+from agents.hypervisors.hostmemory import free_memory_bytes, memory_nodes
 from agents.hypervisors.inhabitants import Inhabitant
 from agents.hypervisors.qemu.adopt import spec_of
 from agents.hypervisors.qemu.allowed import QemuHost
@@ -30,32 +30,40 @@ from agents.hypervisors.qemu.describe import (
     cpu_of,
     is_confidential,
     machine_of,
-    other_writers,
     run_state,
     vcpu_threads,
 )
 from agents.hypervisors.qemu.errors import NotAdoptable, QemuError, SpecInvalid
 from agents.hypervisors.qemu.guest import Hold, hold
+from agents.hypervisors.qemu.hardware import devices_of, memory_nodes_of, unplanned, version_of
 from agents.hypervisors.qemu.hostmodels import HostModels, ModelCatalog
 from agents.hypervisors.qemu.incoming import QemuIncomingGuest
 from agents.hypervisors.qemu.launch import Process, end, launch
+from agents.hypervisors.qemu.observe import observed_cpu, observed_disks, observed_ram, own_firmware
 from agents.hypervisors.qemu.processmap import command_line
 from agents.hypervisors.qemu.qmp import Qmp, field_of
+from agents.hypervisors.qemu.romfiles import RomShelf
 from agents.hypervisors.qemu.rundir import QemuPaths, monitors
 from agents.hypervisors.qemu.running import QemuRunningGuest
 from agents.hypervisors.qemu.spec import KIND, DiskSpec, QemuSpec
+from agents.hypervisors.seen import Seen
 from memory.errors import RamError
 from migrate.errors import GuestBusy, GuestRefused, GuestUnknown
 from migrate.facts import (
+    MAX_DEVICES,
     BlockFacts,
     Confinement,
     CpuFacts,
     DiskFacts,
+    FirmwareFacts,
     GuestDemand,
     GuestFacts,
+    GuestHardware,
     HostFacts,
+    HostHardware,
     Objection,
 )
+from migrate.ports import SeenGuest
 
 __all__ = ["Found", "QemuHypervisor", "interview"]
 
@@ -69,7 +77,7 @@ _FOUND_HOLDS_S: Final = 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """One QEMU of the directory. `spec` is None where it cannot be described: `problem` says why."""
+    """One QEMU of the directory. `spec` is None where it cannot be described: `problems` say why."""
 
     paths: QemuPaths
     pid: int
@@ -77,7 +85,7 @@ class Found:
     name: str
     state: str
     spec: QemuSpec | None
-    problem: str = ""
+    problems: tuple[str, ...] = ()
 
     @property
     def is_incoming(self) -> bool:
@@ -94,6 +102,7 @@ class QemuHypervisor:
         self._host = replace(host, dir=host.dir.absolute())
         self._host_name = host_name
         self._catalog = ModelCatalog(host.binary)
+        self._roms = RomShelf(host.binary, host.shared_dirs)
         self._cpus: dict[int, CpuFacts] = {}
         self._held: dict[Path, Found] = {}
         self._found: tuple[float, list[Found]] = (-math.inf, [])
@@ -110,11 +119,12 @@ class QemuHypervisor:
             machines=models.machines if models else (),
             free_memory_bytes=free_bytes + _huge_bytes(guest),
             guest_ids=tuple(one.guest_id for one in here if not one.is_incoming),
+            hardware=await self._hardware_here(guest, models, here),
         )
 
     async def objections(self, facts: GuestFacts) -> tuple[Objection, ...]:
         """Give everything that this host has against such a guest."""
-        if facts.hypervisor != KIND:
+        if facts.hypervisor != KIND or not facts.is_described:
             return ()
         try:
             spec = QemuSpec.from_bytes(facts.spec)
@@ -165,10 +175,20 @@ class QemuHypervisor:
             if found.paths.qmp in self._held:
                 raise GuestBusy(f"guest {found.name} is held by another migration already")
             if found.spec is None:
-                raise GuestRefused(f"the QEMU {found.name} cannot be moved: {found.problem}")
+                raise GuestRefused(f"the QEMU {found.name} cannot be moved: {'; '.join(found.problems)}")
             return await self._open(found, found.spec)
         except (QemuError, RamError) as exc:
             raise GuestRefused(str(exc)) from exc
+
+    async def inspect_guest(self, guest_id: str) -> SeenGuest:
+        """As `open_guest`; one that cannot be opened is described as far as its QEMU tells. Raises GuestUnknown."""
+        try:
+            return await self.open_guest(guest_id)
+        except GuestRefused as exc:
+            found = await self._find(guest_id)
+            if found is None:
+                raise GuestUnknown(f"the QEMU guest {guest_id!r:.60} has ended") from exc
+            return Seen(await self._observe(found, str(exc)))
 
     async def prepare_incoming(self, facts: GuestFacts) -> QemuIncomingGuest:
         """Start an empty machine for this guest. Raises GuestRefused."""
@@ -260,10 +280,12 @@ class QemuHypervisor:
         try:
             if found.pid not in self._cpus:
                 self._cpus[found.pid] = await cpu_of(qmp, spec)
+            hardware = await self._hardware_of(qmp)
             facts = replace(
                 _facts(spec, self._cpus[found.pid], is_running=await run_state(qmp) == "running"),
                 machine=await machine_of(qmp),
-                blockers=(*await blockers_of(qmp), *await other_writers(qmp)),
+                blockers=(*await blockers_of(qmp), *unplanned(spec, hardware.devices)),
+                hardware=hardware,
                 demand=GuestDemand(
                     vcpus=spec.vcpus,
                     has_balloon=spec.has_balloon,
@@ -281,6 +303,68 @@ class QemuHypervisor:
             raise
         self._keep(found, held)
         return QemuRunningGuest(held, facts, threads)
+
+    async def _observe(self, found: Found, refusal: str) -> GuestFacts:
+        """Give what a QEMU says of a guest that cannot be opened; what it does not say is left out."""
+        if found.spec is None:
+            facts = _facts_of_undescribed(found)
+        else:
+            cpu = self._cpus.get(found.pid, CpuFacts(model=found.spec.cpu_model, features=()))
+            facts = replace(_facts(found.spec, cpu, is_running=found.state == "running"), blockers=(refusal,))
+        with contextlib.suppress(QemuError):
+            async with _connected(found.paths.qmp, timeout_s=_LIST_TIMEOUT_S) as qmp:
+                hardware = await self._hardware_of(qmp)
+                facts = replace(
+                    facts,
+                    machine=await machine_of(qmp),
+                    blockers=(*facts.blockers, *await blockers_of(qmp)),
+                    hardware=hardware,
+                )
+                if found.spec is None:
+                    if found.pid not in self._cpus:
+                        self._cpus[found.pid] = await observed_cpu(qmp)
+                    facts = replace(
+                        facts,
+                        cpu=self._cpus[found.pid],
+                        blocks=await observed_ram(qmp),
+                        disks=await observed_disks(qmp),
+                    )
+        return facts
+
+    async def _hardware_of(self, qmp: Qmp) -> GuestHardware:
+        """Ask a running QEMU what its machine is made of."""
+        devices, more = await devices_of(qmp)
+        firmware = await own_firmware(qmp)
+        return GuestHardware(
+            version=await version_of(qmp),
+            devices=devices,
+            more_devices=more,
+            memory_nodes=await memory_nodes_of(qmp),
+            roms=await self._roms.of_running(qmp),
+            firmware=await self._roms.own(firmware.kind, firmware.paths) if firmware else None,
+        )
+
+    async def _hardware_here(
+        self, guest: GuestFacts | None, models: HostModels | None, here: list[Found]
+    ) -> HostHardware:
+        """Give what this host has of what such a guest is made of. All of the guest's facts are hostile."""
+        wanted = guest.hardware if guest is not None else GuestHardware()
+        firmware: FirmwareFacts | None = None
+        if wanted.firmware is not None:
+            paths = tuple((one.role, one.path) for one in wanted.firmware.files)
+            firmware = await self._roms.own(wanted.firmware.kind, paths)
+        types = {device.type for device in wanted.devices[:MAX_DEVICES]}
+        return HostHardware(
+            version=models.version if models else "",
+            device_types=tuple(sorted(types & models.device_types)) if models else (),
+            deprecated_machines=models.deprecated if models else (),
+            memory_nodes=await anyio.to_thread.run_sync(memory_nodes),
+            roms=await self._roms.find(rom.name for rom in wanted.roms),
+            firmware=firmware,
+            guest_names=tuple(
+                sorted(one.name for one in here if guest is None or one.guest_id != guest.guest_id)
+            ),
+        )
 
     def _keep(self, found: Found, held: Hold) -> None:
         monitor = found.paths.qmp
@@ -322,13 +406,13 @@ async def interview(qmp: Qmp, paths: QemuPaths) -> Found:
     guest_id = str(field_of(await qmp.execute("query-uuid"), "UUID"))
     name = str(field_of(await qmp.execute("query-name"), "name") or paths.qmp.stem)
     spec: QemuSpec | None = None
-    problem = ""
+    problems: tuple[str, ...] = ()
     try:
         spec = spec_of(await anyio.to_thread.run_sync(command_line, qmp.peer_pid))
         if spec.guest_id != guest_id:
             raise NotAdoptable(f"its command line says -uuid {spec.guest_id}, and it is {guest_id}")
     except NotAdoptable as exc:
-        spec, problem = None, str(exc)
+        spec, problems = None, exc.problems
     return Found(
         paths=paths,
         pid=qmp.peer_pid,
@@ -336,7 +420,7 @@ async def interview(qmp: Qmp, paths: QemuPaths) -> Found:
         name=name,
         state=await run_state(qmp),
         spec=spec,
-        problem=problem,
+        problems=problems,
     )
 
 
@@ -411,7 +495,7 @@ def _facts_of_undescribed(found: Found) -> GuestFacts:
         cpu=CpuFacts(model="", features=()),
         disks=(),
         spec=b"",
-        blockers=(found.problem,),
+        blockers=found.problems,
     )
 
 

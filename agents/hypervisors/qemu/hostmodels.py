@@ -1,4 +1,4 @@
-"""What this host's QEMU can give to a guest: CPU models with their features, and machine types.
+"""What this host's QEMU can give to a guest: CPU models with their features, machine and device types.
 
 Law: asks a QEMU of its own, one without a machine, once for each accelerator and binary; nothing is guessed from
 /proc/cpuinfo. The answer is kept until the binary changes.
@@ -16,6 +16,7 @@ import anyio
 
 from agents.hypervisors.qemu.describe import features_of_expansion
 from agents.hypervisors.qemu.errors import QemuGone, QmpFailed
+from agents.hypervisors.qemu.hardware import version_of
 from agents.hypervisors.qemu.qmp import Qmp, field_of
 from agents.hypervisors.qemu.spec import Accel
 from migrate.facts import CpuFacts
@@ -29,11 +30,13 @@ _MAX_WORDS_BYTES: Final = 2000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostModels:
-    """`version` is QEMU's, for people."""
+    """`deprecated` machines are among `machines`."""
 
     cpus: tuple[CpuFacts, ...]
     machines: tuple[str, ...]
     version: str
+    deprecated: tuple[str, ...] = ()
+    device_types: frozenset[str] = frozenset()
 
 
 class ModelCatalog:
@@ -92,10 +95,13 @@ class ModelCatalog:
             await anyio.sleep(POLL_S)
         qmp = await Qmp.connect(socket)
         try:
+            machines = await self._machines(qmp)
             return HostModels(
                 cpus=await self._cpus(qmp),
-                machines=await self._machines(qmp),
-                version=await self._version(qmp),
+                machines=tuple(sorted(machines)),
+                version=await version_of(qmp),
+                deprecated=tuple(sorted(name for name, is_deprecated in machines.items() if is_deprecated)),
+                device_types=await self._device_types(qmp),
             )
         finally:
             await qmp.aclose()
@@ -118,11 +124,16 @@ class ModelCatalog:
             raise QmpFailed("query-cpu-definitions", "nonsense", "no CPU model")
         return tuple(sorted(cpus, key=lambda cpu: cpu.model))
 
-    async def _machines(self, qmp: Qmp) -> tuple[str, ...]:
+    async def _machines(self, qmp: Qmp) -> dict[str, bool]:
+        """Give the versioned types of a PC, and whether each is deprecated."""
         machines = await qmp.execute("query-machines")
-        names = [field_of(machine, "name") for machine in (machines if isinstance(machines, list) else [])]
-        return tuple(sorted(name for name in names if isinstance(name, str) and name.startswith("pc-")))
+        return {
+            name: field_of(machine, "deprecated") is True
+            for machine in (machines if isinstance(machines, list) else [])
+            if isinstance(name := field_of(machine, "name"), str) and name.startswith("pc-")
+        }
 
-    async def _version(self, qmp: Qmp) -> str:
-        version = await qmp.execute("query-version")
-        return ".".join(str(field_of(version, "qemu", part)) for part in ("major", "minor", "micro"))
+    async def _device_types(self, qmp: Qmp) -> frozenset[str]:
+        types = await qmp.execute("qom-list-types", {"implements": "device", "abstract": False})
+        names = [field_of(one, "name") for one in (types if isinstance(types, list) else [])]
+        return frozenset(name for name in names if isinstance(name, str))

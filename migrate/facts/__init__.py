@@ -6,7 +6,7 @@ it is checked where it is used, never trusted.
 
 from __future__ import annotations
 
-from migrate.facts.cpu import CpuFacts
+from migrate.facts.cpu import CpuFacts, GuestCpuFacts, HostCpuFacts
 from migrate.facts.guest import BlockFacts, GuestFacts
 from migrate.facts.host import HostFacts, Objection, Survey
 from migrate.facts.storage import DiskFacts
@@ -15,7 +15,9 @@ __all__ = [
     "BlockFacts",
     "CpuFacts",
     "DiskFacts",
+    "GuestCpuFacts",
     "GuestFacts",
+    "HostCpuFacts",
     "HostFacts",
     "Objection",
     "Survey",

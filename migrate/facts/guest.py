@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from migrate.facts.cpu import CpuFacts
+from migrate.facts.cpu import CpuFacts, GuestCpuFacts
 from migrate.facts.storage import DiskFacts
 
 __all__ = ["BlockFacts", "GuestFacts"]
@@ -38,6 +38,7 @@ class GuestFacts:
     disks: tuple[DiskFacts, ...]
     spec: bytes
     blockers: tuple[str, ...] = ()
+    cpu_run: GuestCpuFacts = field(default_factory=GuestCpuFacts)
 
     @property
     def ram_bytes(self) -> int:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from migrate.facts.cpu import CpuFacts
+from migrate.facts.cpu import CpuFacts, HostCpuFacts
 
 __all__ = ["HostFacts", "Objection", "Survey"]
 
@@ -22,6 +22,7 @@ class HostFacts:
     machines: tuple[str, ...]
     free_memory_bytes: int
     guest_ids: tuple[str, ...]
+    cpu_host: HostCpuFacts = field(default_factory=HostCpuFacts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,8 @@ as migrate's: GuestUnknown, GuestRefused. A guest is a process of its own: nothi
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib.metadata
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +18,7 @@ from typing import Final, TypeVar
 from anyio import to_thread
 
 from agents.hypervisors.embedded.client import Description, GuestClient, launch_guest
-from agents.hypervisors.embedded.cpuid import features_of_model
+from agents.hypervisors.embedded.cpuid import facts_of_model
 from agents.hypervisors.embedded.errors import EmbeddedError, GuestGone
 from agents.hypervisors.embedded.ramfile import RAM_BLOCK, ram_layout
 from agents.hypervisors.embedded.rundir import GuestPaths, clean_stale, guest_ids
@@ -26,7 +28,7 @@ from agents.hypervisors.hostmemory import free_memory_bytes
 from memory.ram import MappedRam
 from memory.runs import Runs, empty_runs
 from migrate.errors import GuestRefused, GuestUnknown
-from migrate.facts import BlockFacts, CpuFacts, DiskFacts, GuestFacts, HostFacts, Objection
+from migrate.facts import BlockFacts, DiskFacts, GuestCpuFacts, GuestFacts, HostCpuFacts, HostFacts, Objection
 from migrate.ports import DeviceStateSink, DirtyTracker
 
 __all__ = ["EmbeddedHypervisor", "EmbeddedIncomingGuest", "EmbeddedRunningGuest"]
@@ -34,6 +36,7 @@ __all__ = ["EmbeddedHypervisor", "EmbeddedIncomingGuest", "EmbeddedRunningGuest"
 NAME: Final = "embedded"
 MACHINE: Final = "embedded-1"
 _DISK: Final = "disk0"
+_EMULATOR: Final = importlib.metadata.version("unicorn")
 
 T = TypeVar("T")
 
@@ -93,10 +96,11 @@ class EmbeddedHypervisor:
         return HostFacts(
             name=self._host_name,
             hypervisor=NAME,
-            cpus=tuple(CpuFacts(model=model, features=features_of_model(model)) for model in CPU_MODELS),
+            cpus=tuple(facts_of_model(model) for model in CPU_MODELS),
             machines=(MACHINE,),
             free_memory_bytes=self._free_memory_bytes(here),
             guest_ids=tuple(one.spec.guest_id for one in here if not one.is_incoming),
+            cpu_host=HostCpuFacts(version=_EMULATOR, features=_all_features()),
         )
 
     def _free_memory_bytes(self, here: list[Description]) -> int:
@@ -325,10 +329,24 @@ def _facts(described: Description) -> GuestFacts:
         is_running=described.is_running,
         machine=MACHINE,
         blocks=(BlockFacts(name=RAM_BLOCK, size_bytes=spec.ram_bytes),),
-        cpu=CpuFacts(model=spec.cpu_model, features=features_of_model(spec.cpu_model)),
+        cpu=facts_of_model(spec.cpu_model),
         disks=_disks(spec),
         spec=spec.to_bytes(),
+        cpu_run=_cpu_run(spec.cpu_model),
     )
+
+
+@functools.cache
+def _cpu_run(cpu_model: str) -> GuestCpuFacts:
+    wanted = set(facts_of_model(cpu_model).features)
+    fitting = [one for one in map(facts_of_model, CPU_MODELS) if wanted.issubset(one.features)]
+    fitting.sort(key=lambda one: (len(one.features), one.model))
+    return GuestCpuFacts(version=_EMULATOR, alternatives=tuple(one.model for one in fitting))
+
+
+@functools.cache
+def _all_features() -> tuple[str, ...]:
+    return tuple(sorted({name for model in CPU_MODELS for name in facts_of_model(model).features}))
 
 
 def _disks(spec: EmbeddedSpec) -> tuple[DiskFacts, ...]:

@@ -159,8 +159,11 @@ dir = "{self.guests_dir(host)}"
         return path
 
     def _qemu(self, host: str) -> str:
+        # A host whose QEMU is another one: see `wrapped_qemu`.
+        wrapped = self.folder / host / "qemu-wrapped"
+        binary = f'binary = "{wrapped}"\n' if wrapped.exists() else ""
         return (
-            f'[guests.qemu]\ndir = "{self.qemu_dir(host)}"\naccels = ["tcg"]\n'
+            f'[guests.qemu]\ndir = "{self.qemu_dir(host)}"\naccels = ["tcg"]\n{binary}'
             f'kernel_dirs = ["{self.folder / "boot"}"]\n'
         )
 

@@ -7,7 +7,7 @@ it is checked where it is used, never trusted.
 from __future__ import annotations
 
 from migrate.facts.capacity import CapacityFacts, GuestDemand, MoveSlots
-from migrate.facts.cpu import CpuFacts
+from migrate.facts.cpu import CpuFacts, GuestCpuFacts, HostCpuFacts
 from migrate.facts.guest import BlockFacts, GuestFacts
 from migrate.facts.hardware import (
     MAX_DEVICES,
@@ -47,6 +47,8 @@ __all__ = [
     "FirmwareFacts",
     "GuestFacts",
     "GuestHardware",
+    "GuestCpuFacts",
+    "HostCpuFacts",
     "HostFacts",
     "MoveSlots",
     "Objection",

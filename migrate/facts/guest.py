@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from migrate.facts.capacity import GuestDemand
-from migrate.facts.cpu import CpuFacts
+from migrate.facts.cpu import CpuFacts, GuestCpuFacts
 from migrate.facts.hardware import GuestHardware
 from migrate.facts.security import Confinement
 from migrate.facts.storage import DiskFacts
@@ -45,6 +45,7 @@ class GuestFacts:
     demand: GuestDemand | None = None
     confinement: Confinement | None = None
     hardware: GuestHardware = field(default_factory=GuestHardware)
+    cpu_run: GuestCpuFacts = field(default_factory=GuestCpuFacts)
 
     @property
     def is_described(self) -> bool:

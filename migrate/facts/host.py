@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from migrate.facts.capacity import CapacityFacts
-from migrate.facts.cpu import CpuFacts
+from migrate.facts.cpu import CpuFacts, HostCpuFacts
 from migrate.facts.hardware import HostHardware
 from migrate.facts.security import SecurityFacts
 
@@ -26,6 +26,7 @@ class HostFacts:
     free_memory_bytes: int
     guest_ids: tuple[str, ...]
     hardware: HostHardware = field(default_factory=HostHardware)
+    cpu_host: HostCpuFacts = field(default_factory=HostCpuFacts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -63,7 +63,9 @@ from transport.wire import MessageChannel
 
 PAGES = 600
 SCHEMA = Schema(*MESSAGES)
-CPU = CpuFacts(model="Haswell", features=("avx", "sse2"))
+CPU = CpuFacts(
+    model="Haswell", features=("avx", "sse2"), vendor="GenuineIntel", family=6, number=60, stepping=4
+)
 DISK = DiskFacts(name="disk0", path="/shared/guest.img", size_bytes=1 << 20, is_read_only=False)
 FACTS = GuestFacts(
     guest_id="11111111-2222-3333-4444-555555555555",

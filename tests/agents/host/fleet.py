@@ -163,6 +163,10 @@ dir = "{self.guests_dir(host)}"
 
     def _qemu(self, host: str, lines: str) -> str:
         defaults = {"accels": '["tcg"]', "kernel_dirs": f'["{self.folder / "boot"}"]'}
+        # A host whose QEMU is another one: see `wrapped_qemu`.
+        wrapped = self.folder / host / "qemu-wrapped"
+        if wrapped.exists():
+            defaults["binary"] = f'"{wrapped}"'
         told = "".join(f"{key} = {value}\n" for key, value in defaults.items() if key not in lines)
         return f'[guests.qemu]\ndir = "{self.qemu_dir(host)}"\n{told}{lines}'
 

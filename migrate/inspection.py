@@ -56,6 +56,7 @@ async def run_preflight(
     probes, nonces = await storage.plant(guest.facts.disks)
     try:
         ownership_dir = await storage.ownership_dir(guest.facts)
+        before = await storage.look(probes)
         here, asked_at_s = await host_survey.survey(guest.facts), anyio.current_time()
         inspected = await asker.ask(
             Inspect(
@@ -68,6 +69,7 @@ async def run_preflight(
             Inspected,
         )
         answer_s = anyio.current_time() - asked_at_s
+        after = await storage.look(probes)
     finally:
         with anyio.CancelScope(shield=True):
             await storage.clear(probes)
@@ -84,6 +86,9 @@ async def run_preflight(
             readings=inspected.readings,
             ownership_error=inspected.ownership_error,
             reserved_bytes=inspected.reserved_bytes,
+            probes=probes,
+            before=before,
+            after=after,
         )
     )
 

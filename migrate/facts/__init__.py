@@ -9,14 +9,17 @@ from __future__ import annotations
 from migrate.facts.cpu import CpuFacts
 from migrate.facts.guest import BlockFacts, GuestFacts
 from migrate.facts.host import HostFacts, Objection, Survey
-from migrate.facts.storage import DiskFacts
+from migrate.facts.storage import BackingFacts, DiskFacts, DiskKind, ImageFacts
 
 __all__ = [
+    "BackingFacts",
     "BlockFacts",
     "CpuFacts",
     "DiskFacts",
+    "DiskKind",
     "GuestFacts",
     "HostFacts",
+    "ImageFacts",
     "Objection",
     "Survey",
 ]

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from migrate.preflight import capacity, cpu, devices, identity, machine, storage
-from migrate.preflight.evidence import RECORDS, Inspection, Probe, Reading
+from migrate.preflight import capacity, cpu, devices, identity, images, machine, sharing, storage
+from migrate.preflight.evidence import RECORDS, Inspection, LockAnswer, Probe, Reading
 from migrate.preflight.report import Check, Finding, PreflightReport, Severity
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Check",
     "Finding",
     "Inspection",
+    "LockAnswer",
     "PreflightReport",
     "Probe",
     "Reading",
@@ -27,7 +28,7 @@ __all__ = [
 ]
 
 # In the order of the report. The name of an area is its module's.
-AREAS: Final = (identity, machine, cpu, storage, devices, capacity)
+AREAS: Final = (identity, machine, cpu, storage, sharing, images, devices, capacity)
 
 
 def examine(inspection: Inspection) -> PreflightReport:

@@ -24,13 +24,22 @@ from memory.runs import Runs, empty_runs, expand, runs_of_mask
 from migrate.controls import Controls
 from migrate.destination import DestinationPorts, IncomingMigration
 from migrate.errors import GuestRefused, GuestUnknown, JournalFailed, StorageFailed
-from migrate.facts import BlockFacts, CpuFacts, DiskFacts, GuestFacts, HostFacts, Objection, Survey
+from migrate.facts import (
+    BlockFacts,
+    CpuFacts,
+    DiskFacts,
+    GuestFacts,
+    HostFacts,
+    ImageFacts,
+    Objection,
+    Survey,
+)
 from migrate.messages import MESSAGES, Prepare, Prepared, Running
 from migrate.ownership import Ownership
 from migrate.phases import Phase
 from migrate.plan import Policy
 from migrate.ports import DeviceStateSink, PayloadConsumer, PayloadProducer
-from migrate.preflight import Probe, Reading
+from migrate.preflight import LockAnswer, Probe, Reading
 from migrate.source import OutgoingMigration
 from migrate.source_ports import SourcePorts, SourceSettings
 from migrate.stats import Progress, Report, RoundStats
@@ -45,7 +54,26 @@ from transport.wire import MessageChannel
 PAGES = 600
 SCHEMA = Schema(*MESSAGES)
 CPU = CpuFacts(model="Haswell", features=("avx", "sse2"))
-DISK = DiskFacts(name="disk0", path="/shared/guest.img", size_bytes=1 << 20, is_read_only=False)
+DISK = DiskFacts(
+    name="disk0",
+    path="/shared/guest.img",
+    size_bytes=1 << 20,
+    is_read_only=False,
+    format="raw",
+    cache="none",
+)
+# What every host sees of that disk.
+IMAGE = ImageFacts(
+    name="guest.img",
+    size_bytes=1 << 20,
+    allocated_bytes=1 << 20,
+    virtual_bytes=1 << 20,
+    digests=(b"first", b"last"),
+    is_direct=True,
+    file_system="nfs4",
+    free_bytes=1 << 40,
+    format="raw",
+)
 FACTS = GuestFacts(
     guest_id="11111111-2222-3333-4444-555555555555",
     name="guest",
@@ -277,15 +305,21 @@ class StorageOfHost:
         for disk in disks:
             path = f"{disk.path}.probe"
             nonces[disk.name] = self.shared.files[path] = random.randbytes(16)
-            probes.append(Probe(disk=disk.name, path=path))
+            probes.append(
+                Probe(disk=disk.name, path=path, image=disk.path, offsets=(0, 4096), is_locked=True)
+            )
         return tuple(probes), nonces
 
+    async def look(self, probes: Sequence[Probe]) -> tuple[Reading, ...]:
+        return tuple(self._reading(probe) for probe in probes)
+
     async def read_probes(self, probes: Sequence[Probe]) -> tuple[Reading, ...]:
-        found = {} if self.is_other_storage else self.shared.files
-        return tuple(
-            Reading(disk=p.disk, content=found.get(p.path), error=None if p.path in found else "no such file")
-            for p in probes
-        )
+        return tuple(replace(self._reading(probe), lock=LockAnswer.REFUSED) for probe in probes)
+
+    def _reading(self, probe: Probe) -> Reading:
+        found = None if self.is_other_storage else self.shared.files.get(probe.path)
+        error = None if found is not None else "no such file"
+        return Reading(disk=probe.disk, content=found, error=error, image=IMAGE, echo=b"echo")
 
     async def clear(self, probes: Sequence[Probe]) -> None:
         for probe in probes:

@@ -104,7 +104,6 @@ class GuestLoad:
     windows: tuple[WriteWindow, ...]
     sample: ContentSample
     took_s: float
-    tracking: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,7 +230,7 @@ class MoveOutcome:
 
     @property
     def first_wire_rate_bytes_per_s(self) -> float:
-        return self.first_wire_bytes / self.first_s if self.first_s > 0 else 0.0
+        return self.first_wire_bytes / self.first_s if 0 < self.first_s < 1e6 else 0.0
 
     @property
     def first_page_bytes(self) -> int:

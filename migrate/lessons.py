@@ -41,6 +41,12 @@ PRIOR_MOVES: Final = 3.0
 # A modelled interval is never taken to be narrower than this, nor made narrower than this share of itself.
 MIN_HALF: Final = 0.08
 MIN_NARROWING: Final = 0.3
+# Where moves lie that are as the model says: deciles of a normal distribution that has its 10 % quantile at -1.
+_BELIEVED: Final = tuple(
+    statistics.NormalDist(0, 1 / 1.2816).inv_cdf(level / 20) for level in range(1, 20, 2)
+)
+# One move that was beyond everything (a host that was suspended meanwhile) must not make all that follow absurd.
+MAX_DISTANCE: Final = 8.0
 # Rounds that are kept of an outcome.
 MAX_WINDOWS: Final = 8
 
@@ -153,18 +159,21 @@ def _corrected(interval: Interval, learned: Sequence[Lesson], quantity: str) -> 
     seen = [
         (_distance(one.move.prediction.modelled.of(quantity), value), one.weight)
         for one in learned
-        if (value := one.outcome.value(quantity)) is not None and value > 0
+        if (value := one.outcome.value(quantity)) is not None and 0 < value < math.inf
     ]
     seen = [(distance, weight) for distance, weight in seen if math.isfinite(distance)]
     if not seen or not 0 < interval.low <= interval.median <= interval.high < math.inf:
         return interval
     worth = effective([weight for _, weight in seen])
     trust = worth / (worth + PRIOR_MOVES)
+    centre = trust * quantile(seen, 0.5)
+    # The model's own belief is PRIOR_MOVES more moves, which it says would lie around its median.
+    each = PRIOR_MOVES * sum(weight for _, weight in seen) / worth / len(_BELIEVED)
+    both = seen + [(centre + distance, each) for distance in _BELIEVED]
+    middle = quantile(both, 0.5)
     # Of n moves the next one is beyond the outermost with a chance of 2 / (n + 1): the tails are taken wider for it.
     tail = 0.1 * worth / (worth + 1)
-    middle = trust * quantile(seen, 0.5)
-    low = (1 - trust) * -1.0 + trust * quantile(seen, tail)
-    high = (1 - trust) * 1.0 + trust * quantile(seen, 1 - tail)
+    low, high = quantile(both, tail), quantile(both, 1 - tail)
     low, high = min(low, middle - MIN_NARROWING), max(high, middle + MIN_NARROWING)
     return Interval(low=_at(interval, low), median=_at(interval, middle), high=_at(interval, high))
 
@@ -182,13 +191,13 @@ def _distance(interval: Interval, value: float) -> float:
         return math.inf
     below, above = _halves(interval)
     far = math.log(value / interval.median)
-    return far / (above if far >= 0 else below)
+    return min(max(far / (above if far >= 0 else below), -MAX_DISTANCE), MAX_DISTANCE)
 
 
 def _at(interval: Interval, distance: float) -> float:
     """The inverse of `_distance`."""
     below, above = _halves(interval)
-    return interval.median * math.exp(min(distance * (above if distance >= 0 else below), 50.0))
+    return interval.median * math.exp(distance * (above if distance >= 0 else below))
 
 
 def scores(

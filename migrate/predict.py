@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -67,6 +67,8 @@ GOODPUT_SPREAD: Final = 1.15
 UNKNOWN_LINK_BYTES_PER_S: Final = (12.5e6, 1.25e9)
 # A link that has carried so much may carry more, if what sent it was slower.
 LINK_HEADROOM: Final = 4.0
+# No part of a move that is worth learning from takes longer.
+MAX_SECONDS: Final = 1e6
 # A wire rate above this share of the cap says nothing about the hosts, one above it nothing about more of a link.
 AT_THE_CAP: Final = 0.8
 # A first round of fewer bytes says more about threads than about speeds.
@@ -163,10 +165,10 @@ class _World:
         self._model: DirtyModel = fit(windows, total_pages, remembered)
         self._factor = _Known(_factors(learned), 1.0, WRITE_SPREAD if windows else 1.2)
         self._host = _Known(_host_factors(learned), 1.0, HOST_SPREAD)
-        self._overhead = _Known(tuple((one.outcome.overhead_s, one.weight) for one in learned), *OVERHEAD_S)
-        self._fixed = _Known(
-            tuple((one.outcome.fixed_s, one.weight) for one in learned if one.outcome.fixed_s), *FIXED_S
+        self._overhead = _Known(
+            _seconds((one.outcome.overhead_s, one.weight) for one in learned), *OVERHEAD_S
         )
+        self._fixed = _Known(_seconds((one.outcome.fixed_s, one.weight) for one in learned), *FIXED_S)
         self._link = _link(conditions, learned)
 
     def draw(self, random_: random.Random) -> Circumstances:
@@ -238,8 +240,12 @@ def _remembered(of_guest: Sequence[Lesson]) -> GuestLoad | None:
             zstd_bytes=int(min(max(share, 0.0), 1.0) * data_pages * PAGE_BYTES),
         ),
         took_s=0.0,
-        tracking="",
     )
+
+
+def _seconds(seen: Iterable[tuple[float | None, float]]) -> tuple[tuple[float, float], ...]:
+    """Leave out what no time can be: a store may say anything."""
+    return tuple((value, weight) for value, weight in seen if value is not None and 0 < value < MAX_SECONDS)
 
 
 def _factors(learned: Sequence[Lesson]) -> tuple[tuple[float, float], ...]:
@@ -252,6 +258,8 @@ def _factors(learned: Sequence[Lesson]) -> tuple[tuple[float, float], ...]:
         total_pages = max(prediction.conditions.ram_bytes // PAGE_BYTES, 1)
         model = fit(prediction.load.windows, total_pages)
         longest = max(windows, key=lambda window: window.window_s)
+        if not 0 < longest.window_s < MAX_SECONDS or longest.pages < 0:
+            continue
         # Within the probe's reach alone: beyond it the curve is a guess, and no lesson about the guest.
         expected = _median_pages(model, min(longest.window_s, 2 * model.longest_s))
         if longest.window_s <= 2 * model.longest_s and expected >= 64:
@@ -274,7 +282,7 @@ def _host_factors(learned: Sequence[Lesson]) -> tuple[tuple[float, float], ...]:
         limits = [x for x in (then.bandwidth_bytes_per_s, then.goodput_bytes_per_s) if x]
         if limits and outcome.first_wire_rate_bytes_per_s > AT_THE_CAP * min(limits):
             continue
-        if outcome.first_page_bytes < TELLING_BYTES:
+        if outcome.first_page_bytes < TELLING_BYTES or not 0 < outcome.first_s < MAX_SECONDS:
             continue
         ideal_s = outcome.first_raw_bytes / RAW_BYTES_PER_S + outcome.first_zstd_bytes / ZSTD_BYTES_PER_S
         ideal_s += outcome.zero_pages * PAGE_BYTES / ZERO_BYTES_PER_S
@@ -323,7 +331,11 @@ def _remedy(conditions: Conditions, drawn: Sequence[Circumstances], rehearsed: S
     cap = conditions.bandwidth_bytes_per_s
     for _ in range(REMEDY_STEPS if cap else 0):
         cap = (cap or 0.0) * 1.5
-        faster = [replace(one, link_bytes_per_s=min(one.path_bytes_per_s, cap)) for one in few]
+        # A path that nobody has measured is taken to carry it: who raises the cap will see.
+        is_known = conditions.goodput_bytes_per_s is not None
+        faster = [
+            replace(one, link_bytes_per_s=min(one.path_bytes_per_s, cap) if is_known else cap) for one in few
+        ]
         if _share(replace(conditions, bandwidth_bytes_per_s=cap), faster) >= REMEDY_SHARE:
             found_cap = cap
             break

@@ -20,7 +20,7 @@ import numpy as np
 import xxhash
 
 from memory.codec import MAX_PAYLOAD_BYTES, BatchEncoder
-from memory.errors import TrackerError, TrackerLost
+from memory.errors import TrackerLost
 from memory.layout import PAGE_BYTES
 from memory.runs import Gfns, Runs, pages_in, runs_of_gfns
 from migrate.compression import ZSTD_LEVEL
@@ -34,9 +34,9 @@ from migrate.forecast import (
     WriteWindow,
 )
 from migrate.pagewire import BATCH_PAGES
-from migrate.ports import GuestRam, RunningGuest
+from migrate.ports import DirtyTracker, GuestRam, RunningGuest
 
-__all__ = ["probe", "sample_content"]
+__all__ = ["probe", "sample_content", "watch_writes"]
 
 # Each twice as long as the one before: 32 ms to 516 ms of one second.
 WINDOWS: Final = 5
@@ -62,18 +62,19 @@ async def probe(
     sample = await anyio.to_thread.run_sync(sample_content, guest.ram, populated)
     windows: list[WriteWindow] = []
     if guest.facts.is_running:
-        windows = await _windows(guest, probe_s, clock)
+        windows = await watch_writes(guest.tracker, probe_s, clock)
     return GuestLoad(
         populated_bytes=pages_in(populated) * PAGE_BYTES,
         windows=tuple(windows),
         sample=sample,
         took_s=clock() - began_s,
-        tracking=guest.tracker.method if windows else "",
     )
 
 
-async def _windows(guest: RunningGuest, probe_s: float, clock: Callable[[], float]) -> list[WriteWindow]:
-    tracker = guest.tracker
+async def watch_writes(
+    tracker: DirtyTracker, probe_s: float, clock: Callable[[], float] = anyio.current_time
+) -> list[WriteWindow]:
+    """Start a dirty log, harvest it in windows that grow, and stop it whatever happens. Raises like `probe`."""
     unit_s = probe_s / (2**WINDOWS - 1)
     seen: list[WriteWindow] = []
     try:
@@ -81,7 +82,6 @@ async def _windows(guest: RunningGuest, probe_s: float, clock: Callable[[], floa
         # The first harvest ends the time in which the log was made.
         await anyio.to_thread.run_sync(tracker.harvest)
         opened_s = clock()
-        method = tracker.method
         for number in range(WINDOWS):
             await anyio.sleep(max(opened_s + unit_s * 2**number - clock(), 0.0))
             written = await anyio.to_thread.run_sync(tracker.harvest)
@@ -93,8 +93,6 @@ async def _windows(guest: RunningGuest, probe_s: float, clock: Callable[[], floa
     finally:
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(tracker.stop)
-    if not method:
-        raise TrackerError("the dirty log does not say what it is")
     return seen
 
 

@@ -34,11 +34,12 @@ Examples:
 @config_option
 @json_option
 def predictions(host: str | None, guest: str, config: Path | None, as_json: bool) -> int:
-    """Show each prediction beside its outcome, and the score of all: how many moves ended within their intervals.
+    """Show what was predicted of moves beside what they took, and how good that was.
 
-    Coverage should be near 80 %: below, intervals are too narrow, above, wider than they need to be. Bias is the median
-    of what a move took over what was foretold, width the median of an interval's high over its low. A prediction of a
-    check that no move followed has no outcome. Exits with 3 when an agent does not answer.
+    Coverage, the share of moves that ended within their intervals, should be near 80 %: below, intervals are too
+    narrow, above, wider than they need to be. Bias is the median of what a move took over what was foretold, width the
+    median of an interval's high over its low. A prediction of a check that no move followed has no outcome. Exits with
+    3 when an agent does not answer.
     """
     fleet = options.open_fleet(config)
 

@@ -184,7 +184,7 @@ class _World:
             zstd_share=zstd_share,
             host_factor=self._host.draw(random_),
             path_bytes_per_s=path,
-            link_bytes_per_s=min(path, cap),
+            cap_bytes_per_s=cap,
             overhead_s=self._overhead.draw(random_),
             fixed_s=self._fixed.draw(random_),
             late_s=LATE_S[0] * random_.lognormvariate(0.0, math.log(LATE_S[1]) / _Z),
@@ -334,7 +334,8 @@ def _remedy(conditions: Conditions, drawn: Sequence[Circumstances], rehearsed: S
         # A path that nobody has measured is taken to carry it: who raises the cap will see.
         is_known = conditions.goodput_bytes_per_s is not None
         faster = [
-            replace(one, link_bytes_per_s=min(one.path_bytes_per_s, cap) if is_known else cap) for one in few
+            replace(one, cap_bytes_per_s=cap, path_bytes_per_s=one.path_bytes_per_s if is_known else cap)
+            for one in few
         ]
         if _share(replace(conditions, bandwidth_bytes_per_s=cap), faster) >= REMEDY_SHARE:
             found_cap = cap

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from memory.layout import PAGE_BYTES
-from migrate.compression import ARM_BYTES, Compression
+from migrate.compression import ARM_BYTES, CLEAR_GAIN, Compression
 from migrate.dirtying import Curve
 from migrate.forecast import Conditions
 from migrate.plan import (
@@ -22,6 +22,7 @@ from migrate.plan import (
     decide,
 )
 from migrate.stats import RoundStats
+from transport.limits import MAX_RECORD_BYTES
 
 __all__ = ["RAW_BYTES_PER_S", "ZSTD_BYTES_PER_S", "Circumstances", "Rehearsed", "rehearse"]
 
@@ -54,8 +55,8 @@ CPU_S_PER_S: Final = 0.05
 class Circumstances:
     """Everything a move depends on, as it may be.
 
-    `host_factor` scales what the two hosts do with pages; `link_bytes_per_s` is what the wire carries, a cap included,
-    and `path_bytes_per_s` what it would without one.
+    `host_factor` scales what the two hosts do with pages; `path_bytes_per_s` is what the wire carries, and
+    `cap_bytes_per_s` the configured cap, infinite where there is none.
     `zstd_share` is the size of compressed data over its own. `late_s` is the second preflight and the arming.
     """
 
@@ -65,7 +66,7 @@ class Circumstances:
     zstd_share: float
     host_factor: float
     path_bytes_per_s: float
-    link_bytes_per_s: float
+    cap_bytes_per_s: float
     overhead_s: float
     fixed_s: float
     late_s: float
@@ -86,15 +87,25 @@ class Rehearsed:
 
 
 class _Sending:
-    """What sending costs, with the choice between raw and compressed as `CompressionChooser` makes it."""
+    """What sending costs, with the choice between raw and compressed as `CompressionChooser` makes it.
+
+    A cap is a bucket: what it has saved up while nothing was sent goes at the path's own speed. That is all of a last
+    round, where a guest is quiet.
+    """
 
     def __init__(self, given: Circumstances, compression: Compression) -> None:
-        link, host = max(given.link_bytes_per_s, 1.0) / WIRE_OVERHEAD, given.host_factor
+        host, path = given.host_factor, max(given.path_bytes_per_s, 1.0) / WIRE_OVERHEAD
+        link = min(path, max(given.cap_bytes_per_s, 1.0) / WIRE_OVERHEAD)
         # Data that zstd shrinks by less than a sixteenth goes as it is, after it was tried.
         self._zstd_share = given.zstd_share if given.zstd_share <= 15 / 16 else 1.0
-        self._raw_bytes_per_s = min(RAW_BYTES_PER_S * host, link)
-        self._zstd_bytes_per_s = min(ZSTD_BYTES_PER_S * host, link / max(self._zstd_share, 1e-3))
+        self._raw_bytes_per_s = min(RAW_BYTES_PER_S * host, path)
+        self._zstd_bytes_per_s = min(ZSTD_BYTES_PER_S * host, path / max(self._zstd_share, 1e-3))
         self._zero_bytes_per_s = ZERO_BYTES_PER_S * host
+        self._is_zstd_better = min(
+            self._zstd_bytes_per_s, link / max(self._zstd_share, 1e-3)
+        ) > CLEAR_GAIN * min(self._raw_bytes_per_s, link)
+        self._cap_bytes_per_s = max(given.cap_bytes_per_s, 1.0)
+        self._saved_bytes = float(MAX_RECORD_BYTES)
         self._compression = compression
         self._given_bytes = 0.0
         self.wire_bytes = float(WIRE_FIXED_BYTES)
@@ -103,11 +114,20 @@ class _Sending:
     def send(self, data_bytes: float, zero_bytes: float) -> float:
         """Send pages; give the seconds."""
         raw, zstd = self._split(data_bytes)
-        self.wire_bytes += (raw + zstd * self._zstd_share) * WIRE_OVERHEAD
+        wire_bytes = (raw + zstd * self._zstd_share) * WIRE_OVERHEAD
+        self.wire_bytes += wire_bytes
         self.cpu_s += raw * RAW_CPU_S_PER_BYTE + zstd * ZSTD_CPU_S_PER_BYTE + zero_bytes * ZERO_CPU_S_PER_BYTE
-        return (
-            raw / self._raw_bytes_per_s + zstd / self._zstd_bytes_per_s + zero_bytes / self._zero_bytes_per_s
-        )
+        took_s = raw / self._raw_bytes_per_s + zstd / self._zstd_bytes_per_s
+        took_s += zero_bytes / self._zero_bytes_per_s
+        took_s = max(took_s, (wire_bytes - self._saved_bytes) / self._cap_bytes_per_s)
+        self._saved_bytes -= wire_bytes
+        self.rest(took_s)
+        return took_s
+
+    def rest(self, time_s: float) -> None:
+        """Let time pass."""
+        saved = self._saved_bytes + min(time_s * self._cap_bytes_per_s, 1e18)
+        self._saved_bytes = min(saved, float(MAX_RECORD_BYTES))
 
     def _split(self, data_bytes: float) -> tuple[float, float]:
         """Give how much goes raw and how much compressed: first an arm of each, then the better way."""
@@ -121,7 +141,7 @@ class _Sending:
         raw = max(min(end, first) - at, 0.0)
         zstd = max(min(end, second) - max(at, first), 0.0)
         rest = max(end - max(at, second), 0.0)
-        if self._zstd_bytes_per_s > 1.1 * self._raw_bytes_per_s:
+        if self._is_zstd_better:
             return raw, zstd + rest
         return raw + rest, zstd
 
@@ -144,6 +164,7 @@ def rehearse(conditions: Conditions, given: Circumstances) -> Rehearsed:
         send_s = sending.send(pages * PAGE_BYTES, zeros * PAGE_BYTES)
         duration_s = send_s + ROUND_FIXED_S
         passed_s += duration_s
+        sending.rest(ROUND_FIXED_S)
         dirty = given.curve.pages(duration_s)
         goodput = rounds[-1].goodput_bytes_per_s if rounds else ASSUMED_GOODPUT_BYTES_PER_S
         if sent >= TELLING_PAGES and send_s > 0:
@@ -177,8 +198,10 @@ def rehearse(conditions: Conditions, given: Circumstances) -> Rehearsed:
         return replace(ended, total_s=given.overhead_s + passed_s)
     if converges:
         # What was written during the second preflight and the arming is harvested after one more round.
+        sending.rest(given.late_s)
         extra_s = sending.send(pages * PAGE_BYTES, 0.0) + ROUND_FIXED_S
         passed_s += extra_s
+        sending.rest(ROUND_FIXED_S)
         pages = given.curve.pages(given.late_s + extra_s)
     last_s = sending.send(pages * PAGE_BYTES, 0.0)
     return _ended(

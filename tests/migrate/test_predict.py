@@ -94,7 +94,7 @@ def truth(guest: Curve, **changed: object) -> Circumstances:
         "zstd_share": 0.5,
         "host_factor": 1.0,
         "path_bytes_per_s": 110e6,
-        "link_bytes_per_s": 110e6,
+        "cap_bytes_per_s": math.inf,
         "overhead_s": 0.5,
         "fixed_s": 0.008,
         "late_s": 0.03,
@@ -191,12 +191,21 @@ def test_an_offline_move_stands_still_for_all_of_it() -> None:
 
 
 def test_compression_is_used_where_it_gains() -> None:
-    slow = replace(truth(curve(0, 0)), link_bytes_per_s=12.5e6)
+    slow = replace(truth(curve(0, 0)), path_bytes_per_s=12.5e6)
     auto, off = (rehearse(conditions(compression=one), slow) for one in (Compression.AUTO, Compression.OFF))
     assert auto.wire_bytes < 0.75 * off.wire_bytes
-    fast = replace(truth(curve(0, 0)), link_bytes_per_s=10e9, data_share=1.0)
+    fast = replace(truth(curve(0, 0)), path_bytes_per_s=10e9, data_share=1.0)
     auto, off = (rehearse(conditions(compression=one), fast) for one in (Compression.AUTO, Compression.OFF))
     assert auto.wire_bytes > 0.85 * off.wire_bytes
+
+
+def test_a_cap_lets_what_it_has_saved_go_at_once() -> None:
+    # 0.5 MiB of working set take 42 ms at 12.5 MB/s; in the time of the arming a bucket of 1 MiB is full again.
+    given = truth(curve(50, 0.5), cap_bytes_per_s=12.5e6, late_s=0.1)
+    capped = rehearse(conditions(), given)
+    slow = rehearse(conditions(), replace(given, path_bytes_per_s=12.5e6, cap_bytes_per_s=math.inf))
+    assert capped.downtime_s < 0.5 * slow.downtime_s
+    assert capped.total_s == pytest.approx(slow.total_s, rel=0.1)
 
 
 # -- predictions
@@ -210,7 +219,7 @@ def test_the_interval_contains_the_truth_of_a_guest_with_known_rates(
 ) -> None:
     guest = curve(rate, set_mib)
     wanted = conditions(goodput_bytes_per_s=link)
-    true = rehearse(wanted, truth(guest, link_bytes_per_s=link, path_bytes_per_s=link))
+    true = rehearse(wanted, truth(guest, path_bytes_per_s=link))
     one = predicted(wanted, load_of(guest, noise=0.05))
     assert one.basis is Basis.MEASURED
     assert one.converges is true.converges
@@ -236,7 +245,7 @@ def test_the_intervals_cover_what_they_promise_of_many_worlds() -> None:
                 fixed_s=0.008 * random_.lognormvariate(0, 0.5),
                 late_s=0.03 * random_.lognormvariate(0, 0.4),
                 cpu_factor=random_.lognormvariate(0, 0.25),
-                link_bytes_per_s=110e6 * random_.uniform(0.9, 1.1),
+                path_bytes_per_s=110e6 * random_.uniform(0.9, 1.1),
             ),
         )
         for quantity in QUANTITIES:
@@ -286,12 +295,16 @@ def test_the_limit_that_is_named_makes_the_planner_converge(cap: float | None) -
     assert one.remedy is not None
     assert one.remedy.downtime_limit_s is not None
     assert one.remedy.downtime_limit_s > 0.3
-    given = truth(guest, link_bytes_per_s=cap or 110e6)
+    given = truth(guest, cap_bytes_per_s=cap or math.inf)
     assert not rehearse(wanted, given).converges
     assert rehearse(replace(wanted, downtime_limit_s=one.remedy.downtime_limit_s), given).converges
     if cap is not None:
         assert one.remedy.bandwidth_bytes_per_s is not None
-        faster = truth(guest, link_bytes_per_s=one.remedy.bandwidth_bytes_per_s)
+        faster = truth(
+            guest,
+            path_bytes_per_s=one.remedy.bandwidth_bytes_per_s,
+            cap_bytes_per_s=one.remedy.bandwidth_bytes_per_s,
+        )
         assert rehearse(
             replace(wanted, bandwidth_bytes_per_s=one.remedy.bandwidth_bytes_per_s), faster
         ).converges

@@ -50,6 +50,7 @@ class Action(StrEnum):
     JOBS = "jobs"
     WATCH = "watch"
     CHECK = "check"
+    PREDICTIONS = "predictions"
     MOVE = "move"
     SET = "set"
     PAUSE = "pause"
@@ -66,6 +67,7 @@ RIGHT_FOR: Final[Mapping[Action, Right]] = MappingProxyType(
         Action.JOBS: Right.VIEW,
         Action.WATCH: Right.VIEW,
         Action.CHECK: Right.VIEW,
+        Action.PREDICTIONS: Right.VIEW,
         Action.MOVE: Right.MOVE,
         Action.SET: Right.MOVE,
         Action.PAUSE: Right.MOVE,
@@ -89,6 +91,7 @@ _VERBS: Final[Mapping[Action, str]] = MappingProxyType(
         Action.HOSTS: "see this host",
         Action.GUESTS: "list guests",
         Action.JOBS: "list jobs",
+        Action.PREDICTIONS: "list predictions",
         Action.SET: "set limits of",
         Action.SEND_GUESTS: "send",
     }

@@ -47,6 +47,11 @@ COMMANDS: Final[Mapping[str, LazyCommand]] = MappingProxyType(
             "Explain the checks of the preflight, or the one that is named.",
             "Moves",
         ),
+        "predictions": LazyCommand(
+            "agents.cli.predictions:predictions",
+            "Show what was predicted of moves beside what they took, and how good that was.",
+            "Moves",
+        ),
         "demo": LazyCommand(
             "agents.cli.demo:demo",
             "Move a guest between two agents on this machine while it runs, and prove that nothing was lost.",

@@ -28,7 +28,7 @@ from agents.hypervisors.qemu.describe import (
     run_state,
     vcpu_threads,
 )
-from agents.hypervisors.qemu.errors import NotAdoptable, QemuError, SpecInvalid
+from agents.hypervisors.qemu.errors import NotAdoptable, QemuError, QemuGone, QmpFailed, SpecInvalid
 from agents.hypervisors.qemu.guest import Hold, hold
 from agents.hypervisors.qemu.hardware import devices_of, memory_nodes_of, unplanned, version_of
 from agents.hypervisors.qemu.hostmodels import HostModels, ModelCatalog
@@ -36,7 +36,7 @@ from agents.hypervisors.qemu.incoming import QemuIncomingGuest
 from agents.hypervisors.qemu.launch import Process, end, launch
 from agents.hypervisors.qemu.observe import observed_cpu, observed_disks, observed_ram, own_firmware
 from agents.hypervisors.qemu.processmap import command_line
-from agents.hypervisors.qemu.qmp import Qmp, field_of
+from agents.hypervisors.qemu.qmp import QMP_TIMEOUT_S, Qmp, field_of
 from agents.hypervisors.qemu.romfiles import RomShelf
 from agents.hypervisors.qemu.rundir import QemuPaths, monitors
 from agents.hypervisors.qemu.running import QemuRunningGuest
@@ -273,24 +273,29 @@ class QemuHypervisor:
         else:
             cpu = self._cpus.get(found.pid, CpuFacts(model=found.spec.cpu_model, features=()))
             facts = replace(_facts(found.spec, cpu, is_running=found.state == "running"), blockers=(refusal,))
-        with contextlib.suppress(QemuError):
-            async with _connected(found.paths.qmp, timeout_s=_LIST_TIMEOUT_S) as qmp:
-                hardware = await self._hardware_of(qmp)
-                facts = replace(
-                    facts,
-                    machine=await machine_of(qmp),
-                    blockers=(*facts.blockers, *await blockers_of(qmp)),
-                    hardware=hardware,
-                )
-                if found.spec is None:
-                    if found.pid not in self._cpus:
-                        self._cpus[found.pid] = await observed_cpu(qmp)
-                    facts = replace(
-                        facts,
-                        cpu=self._cpus[found.pid],
-                        blocks=await observed_ram(qmp),
-                        disks=await observed_disks(qmp),
-                    )
+        with contextlib.suppress(QemuGone):
+            async with _connected(found.paths.qmp, timeout_s=QMP_TIMEOUT_S) as qmp:
+                facts = await self._observe_by(qmp, found, facts)
+        return facts
+
+    async def _observe_by(self, qmp: Qmp, found: Found, facts: GuestFacts) -> GuestFacts:
+        """Add one fact after another; an answer that is nonsense costs that fact alone."""
+        with contextlib.suppress(QmpFailed):
+            facts = replace(facts, machine=await machine_of(qmp))
+        with contextlib.suppress(QmpFailed):
+            facts = replace(facts, blockers=(*facts.blockers, *await blockers_of(qmp)))
+        with contextlib.suppress(QmpFailed):
+            facts = replace(facts, hardware=await self._hardware_of(qmp))
+        if found.spec is not None:
+            return facts
+        with contextlib.suppress(QmpFailed):
+            facts = replace(facts, blocks=await observed_ram(qmp))
+        with contextlib.suppress(QmpFailed):
+            facts = replace(facts, disks=await observed_disks(qmp))
+        with contextlib.suppress(QmpFailed):
+            if found.pid not in self._cpus:
+                self._cpus[found.pid] = await observed_cpu(qmp)
+            facts = replace(facts, cpu=self._cpus[found.pid])
         return facts
 
     async def _hardware_of(self, qmp: Qmp) -> GuestHardware:

@@ -23,7 +23,7 @@ __all__ = ["MAX_DISKS", "OwnFirmware", "observed_cpu", "observed_disks", "observ
 MAX_DISKS: Final = 64
 _CPU_SUFFIX: Final = "-x86_64-cpu"
 # Where QEMU puts UEFI: its code, its variables.
-_FLASHES: Final = ("pflash0", "pflash1")
+_FLASHES: Final = ("/machine/system.flash0", "/machine/system.flash1")
 
 
 async def observed_cpu(qmp: Qmp) -> CpuFacts:
@@ -85,7 +85,7 @@ def _block_files(blocks: Json) -> list[tuple[str, str, bool]]:
     for block in blocks if isinstance(blocks, list) else []:
         path = field_of(block, "inserted", "image", "filename")
         if isinstance(path, str) and path.startswith("/"):
-            files.append((str(field_of(block, "device")), path, field_of(block, "inserted", "ro") is True))
+            files.append((str(field_of(block, "qdev")), path, field_of(block, "inserted", "ro") is True))
     return files
 
 

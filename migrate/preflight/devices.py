@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from migrate.facts import GuestFacts
 from migrate.preflight import hardware
-from migrate.preflight.evidence import Inspection
+from migrate.preflight.evidence import Denied, Inspection
 from migrate.preflight.report import Check, Finding
 
-__all__ = ["CHECKS", "GUEST_BLOCKED", "OBJECTIONS", "judge"]
+__all__ = ["CHECKS", "GUEST_BLOCKED", "OBJECTIONS", "judge", "judge_denied"]
 
 GUEST_BLOCKED: Final = Check(
     check_id="guest-blocked",
@@ -96,16 +97,7 @@ CHECKS: Final = (GUEST_BLOCKED, *hardware.CHECKS, *OBJECTIONS.values())
 def judge(inspection: Inspection) -> Iterator[Finding]:
     """Judge what blocks the guest, and pass on what the destination's driver has against it."""
     guest, host = inspection.guest, inspection.host
-    for blocker in guest.blockers:
-        yield GUEST_BLOCKED.refused(f"{guest.name} cannot be moved as it is: {blocker}")
-    if not guest.blockers:
-        yield (
-            GUEST_BLOCKED.ok(f"nothing ties {guest.name} to {inspection.source_host}")
-            if guest.is_described
-            else GUEST_BLOCKED.refused(
-                f"{guest.name} cannot be moved: no description of its machine was made"
-            )
-        )
+    yield from _blocked(guest, inspection.source_host)
     yield from hardware.judge(inspection)
     for objection in inspection.objections:
         check = OBJECTIONS.get(objection.check, GUEST_SPEC)
@@ -123,3 +115,19 @@ def judge(inspection: Inspection) -> Iterator[Finding]:
             )
         else:
             yield check.ok(f"{host.name} has nothing against it")
+
+
+def judge_denied(denied: Denied) -> Iterator[Finding]:
+    """Judge what blocks the guest."""
+    yield from _blocked(denied.guest, denied.source_host)
+
+
+def _blocked(guest: GuestFacts, source_host: str) -> Iterator[Finding]:
+    for blocker in guest.blockers:
+        yield GUEST_BLOCKED.refused(f"{guest.name} cannot be moved as it is: {blocker}")
+    if guest.blockers:
+        return
+    if guest.is_described:
+        yield GUEST_BLOCKED.ok(f"nothing ties {guest.name} to {source_host}")
+    else:
+        yield GUEST_BLOCKED.refused(f"{guest.name} cannot be moved: no description of its machine was made")

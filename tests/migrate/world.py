@@ -26,15 +26,22 @@ from migrate.destination import DestinationPorts, IncomingMigration
 from migrate.errors import GuestRefused, GuestUnknown, JournalFailed, StorageFailed
 from migrate.facts import (
     BlockFacts,
+    CapacityFacts,
+    CertificateFacts,
+    Confinement,
     CpuFacts,
     DeviceFacts,
     DeviceKind,
     DiskFacts,
+    GuestDemand,
     GuestFacts,
     GuestHardware,
     HostFacts,
     HostHardware,
+    MoveSlots,
     Objection,
+    Permission,
+    SecurityFacts,
     Survey,
 )
 from migrate.messages import MESSAGES, Prepare, Prepared, Running
@@ -56,7 +63,9 @@ from transport.wire import MessageChannel
 
 PAGES = 600
 SCHEMA = Schema(*MESSAGES)
-CPU = CpuFacts(model="Haswell", features=("avx", "sse2"))
+CPU = CpuFacts(
+    model="Haswell", features=("avx", "sse2"), vendor="GenuineIntel", family=6, number=60, stepping=4
+)
 DISK = DiskFacts(name="disk0", path="/shared/guest.img", size_bytes=1 << 20, is_read_only=False)
 FACTS = GuestFacts(
     guest_id="11111111-2222-3333-4444-555555555555",
@@ -68,10 +77,49 @@ FACTS = GuestFacts(
     cpu=CPU,
     disks=(DISK,),
     spec=b"spec",
+    demand=GuestDemand(vcpus=2),
+    confinement=Confinement(),
     hardware=GuestHardware(
         version="1.0", devices=(DeviceFacts(name="disk0", type="fake-disk", kind=DeviceKind.EMULATED.value),)
     ),
 )
+CAPACITY = CapacityFacts(
+    physical_bytes=4 << 30,
+    swap_bytes=0,
+    swap_free_bytes=0,
+    online_cpus=4,
+    load_5min=0.5,
+    memory_pressure=0.0,
+    cpu_pressure=1.0,
+    promised_bytes=1 << 30,
+    promised_vcpus=2,
+    memory_overcommit=1.0,
+    cpu_overcommit=16.0,
+    moves=MoveSlots(
+        incoming=0,
+        incoming_limit=4,
+        outgoing=0,
+        outgoing_limit=4,
+        is_draining=False,
+        is_coming=False,
+        is_leaving=False,
+    ),
+)
+YEAR_S = 365 * 86400.0
+
+
+def security(now_s: float) -> SecurityFacts:
+    """A host without SELinux and AppArmor, whose certificates have a year to go."""
+    return SecurityFacts(
+        selinux=None,
+        apparmor=None,
+        certificates=CertificateFacts(
+            own_ends_at_s=now_s + YEAR_S, ca_ends_at_s=now_s + 2 * YEAR_S, crl_ends_at_s=None
+        ),
+        permission=Permission(who="operator/tester", is_allowed=True),
+    )
+
+
 DIRECTORY = "/shared/.vmferry"
 
 
@@ -350,7 +398,8 @@ class FakeSurvey:
     ahead_s: float = 0.0
 
     async def survey(self, guest: GuestFacts) -> Survey:
-        return Survey(at_s=anyio.current_time() + self.ahead_s)
+        at_s = anyio.current_time() + self.ahead_s
+        return Survey(at_s=at_s, capacity=CAPACITY, security=security(at_s))
 
 
 @dataclass

@@ -7,6 +7,8 @@ as migrate's: GuestUnknown, GuestRefused. A guest is a process of its own: nothi
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib.metadata
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,24 +18,29 @@ from typing import Final, TypeVar
 
 from anyio import to_thread
 
+from agents.hypervisors.confinement import profile_of, selinux_label_of
 from agents.hypervisors.embedded.client import Description, GuestClient, launch_guest
-from agents.hypervisors.embedded.cpuid import features_of_model
+from agents.hypervisors.embedded.cpuid import facts_of_model
 from agents.hypervisors.embedded.errors import EmbeddedError, GuestGone
 from agents.hypervisors.embedded.ramfile import RAM_BLOCK, ram_layout
 from agents.hypervisors.embedded.rundir import GuestPaths, clean_stale, guest_ids
 from agents.hypervisors.embedded.spec import CPU_MODELS, EmbeddedSpec
 from agents.hypervisors.embedded.tracking import choose_tracker
 from agents.hypervisors.hostmemory import free_memory_bytes
+from agents.hypervisors.inhabitants import Inhabitant
 from agents.hypervisors.seen import Seen
 from memory.ram import MappedRam
 from memory.runs import Runs, empty_runs
 from migrate.errors import GuestRefused, GuestUnknown
 from migrate.facts import (
     BlockFacts,
-    CpuFacts,
+    Confinement,
     DiskFacts,
+    GuestCpuFacts,
+    GuestDemand,
     GuestFacts,
     GuestHardware,
+    HostCpuFacts,
     HostFacts,
     HostHardware,
     Objection,
@@ -44,9 +51,11 @@ __all__ = ["EmbeddedHypervisor", "EmbeddedIncomingGuest", "EmbeddedRunningGuest"
 
 NAME: Final = "embedded"
 MACHINE: Final = "embedded-1"
+VCPUS: Final = 1
 # Of its device state: a change that older ones cannot read is a new minor version.
 VERSION: Final = "1.0"
 _DISK: Final = "disk0"
+_EMULATOR: Final = importlib.metadata.version("unicorn")
 
 T = TypeVar("T")
 
@@ -89,6 +98,13 @@ class EmbeddedHypervisor:
         """List the guests that are here; machines that wait for their state are none yet."""
         return [_facts(one) for one in await to_thread.run_sync(self._describe_all) if not one.is_incoming]
 
+    async def inhabitants(self) -> tuple[Inhabitant, ...]:
+        """Give all machines that are here, also those that wait for their state."""
+        return tuple(
+            Inhabitant(guest_id=one.spec.guest_id, ram_bytes=one.spec.ram_bytes, vcpus=VCPUS, pid=one.pid)
+            for one in await to_thread.run_sync(self._describe_all)
+        )
+
     async def open_guest(self, guest_id: str) -> EmbeddedRunningGuest:
         """Connect to a guest. Raises GuestUnknown, GuestRefused."""
         return await _in_thread(lambda: self._open(guest_id))
@@ -116,7 +132,7 @@ class EmbeddedHypervisor:
         return HostFacts(
             name=self._host_name,
             hypervisor=NAME,
-            cpus=tuple(CpuFacts(model=model, features=features_of_model(model)) for model in CPU_MODELS),
+            cpus=tuple(facts_of_model(model) for model in CPU_MODELS),
             machines=(MACHINE,),
             free_memory_bytes=self._free_memory_bytes(here),
             guest_ids=tuple(one.spec.guest_id for one in here if not one.is_incoming),
@@ -128,6 +144,7 @@ class EmbeddedHypervisor:
                     )
                 ),
             ),
+            cpu_host=HostCpuFacts(version=_EMULATOR, features=_all_features()),
         )
 
     def _free_memory_bytes(self, here: list[Description]) -> int:
@@ -170,7 +187,11 @@ class EmbeddedHypervisor:
             if described.state == "faulted":
                 raise GuestRefused(f"guest {described.spec.name} cannot be moved: {described.fault}")
             ram = _map_ram(client, described.spec)
-            return EmbeddedRunningGuest(client, paths, _facts(described), ram)
+            confinement = Confinement(
+                selinux_label=selinux_label_of(described.pid), apparmor_profile=profile_of(described.pid)
+            )
+            facts = replace(_facts(described), confinement=confinement)
+            return EmbeddedRunningGuest(client, paths, facts, ram)
 
     def _find_incoming(self, guest_id: str) -> EmbeddedIncomingGuest | None:
         if guest_id not in guest_ids(self._guests_dir):
@@ -356,11 +377,26 @@ def _facts(described: Description) -> GuestFacts:
         is_running=described.is_running,
         machine=MACHINE,
         blocks=(BlockFacts(name=RAM_BLOCK, size_bytes=spec.ram_bytes),),
-        cpu=CpuFacts(model=spec.cpu_model, features=features_of_model(spec.cpu_model)),
+        cpu=facts_of_model(spec.cpu_model),
         disks=_disks(spec),
         spec=spec.to_bytes(),
+        demand=GuestDemand(vcpus=VCPUS),
         hardware=GuestHardware(version=VERSION),
+        cpu_run=_cpu_run(spec.cpu_model),
     )
+
+
+@functools.cache
+def _cpu_run(cpu_model: str) -> GuestCpuFacts:
+    wanted = set(facts_of_model(cpu_model).features)
+    fitting = [one for one in map(facts_of_model, CPU_MODELS) if wanted.issubset(one.features)]
+    fitting.sort(key=lambda one: (len(one.features), one.model))
+    return GuestCpuFacts(version=_EMULATOR, alternatives=tuple(one.model for one in fitting))
+
+
+@functools.cache
+def _all_features() -> tuple[str, ...]:
+    return tuple(sorted({name for model in CPU_MODELS for name in facts_of_model(model).features}))
 
 
 def _disks(spec: EmbeddedSpec) -> tuple[DiskFacts, ...]:

@@ -28,7 +28,6 @@ __all__ = [
     "memory_nodes_of",
     "passed_through",
     "unplanned",
-    "version_of",
 ]
 
 # Of an identity that somebody chose; QEMU has no limit of its own.
@@ -72,12 +71,6 @@ _FOLDERS: Final = ("/machine/peripheral", "/machine/peripheral-anon")
 def kind_of(device_type: str) -> DeviceKind:
     """Give what ties devices of a type to their host."""
     return next((kind for prefix, kind in _KINDS if device_type.startswith(prefix)), DeviceKind.EMULATED)
-
-
-async def version_of(qmp: Qmp) -> str:
-    """Give the release of the process, `7.2.22`; a binary that was upgraded meanwhile is another one."""
-    version = await qmp.execute("query-version")
-    return ".".join(str(field_of(version, "qemu", part)) for part in ("major", "minor", "micro"))
 
 
 async def devices_of(qmp: Qmp) -> tuple[tuple[DeviceFacts, ...], int]:

@@ -6,6 +6,7 @@ Law: asks a QEMU of its own, one without a machine, once for each accelerator an
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from dataclasses import dataclass
@@ -14,11 +15,11 @@ from typing import Final
 
 import anyio
 
-from agents.hypervisors.qemu.describe import features_of_expansion
+from agents.hypervisors.qemu.describe import cpu_of_properties, features_of_expansion, version_of
 from agents.hypervisors.qemu.errors import QemuGone, QmpFailed
-from agents.hypervisors.qemu.hardware import version_of
 from agents.hypervisors.qemu.qmp import Qmp, field_of
 from agents.hypervisors.qemu.spec import Accel
+from migrate.cpunames import canonical_all
 from migrate.facts import CpuFacts
 
 __all__ = ["HostModels", "ModelCatalog"]
@@ -26,13 +27,21 @@ __all__ = ["HostModels", "ModelCatalog"]
 START_TIMEOUT_S: Final = 20.0
 POLL_S: Final = 0.02
 _MAX_WORDS_BYTES: Final = 2000
+# What QEMU says in place of features where a model needs another accelerator, or cannot be made.
+_CANNOT_RUN: Final = frozenset({"kvm", "type"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostModels:
-    """`deprecated` machines are among `machines`."""
+    """`cpus` are what the models come to here: without the features that they have elsewhere and this host lacks.
+
+    `features` is everything that QEMU can give at all; `own` the host's own CPU, which only KVM can give. `deprecated`
+    machines are among `machines`.
+    """
 
     cpus: tuple[CpuFacts, ...]
+    features: tuple[str, ...]
+    own: CpuFacts | None
     machines: tuple[str, ...]
     version: str
     deprecated: tuple[str, ...] = ()
@@ -95,9 +104,11 @@ class ModelCatalog:
             await anyio.sleep(POLL_S)
         qmp = await Qmp.connect(socket)
         try:
-            machines = await self._machines(qmp)
+            machines, cpus = await self._machines(qmp), await self._cpus(qmp)
             return HostModels(
-                cpus=await self._cpus(qmp),
+                cpus=cpus,
+                features=await self._features(qmp, cpus),
+                own=next((cpu for cpu in cpus if cpu.model == "host"), None),
                 machines=tuple(sorted(machines)),
                 version=await version_of(qmp),
                 deprecated=tuple(sorted(name for name, is_deprecated in machines.items() if is_deprecated)),
@@ -118,11 +129,39 @@ class ModelCatalog:
                     "query-cpu-model-expansion", {"type": "full", "model": {"name": name}}
                 )
             except QmpFailed:
-                continue  # a model that cannot run here at all, such as `host` without KVM
-            cpus.append(CpuFacts(model=name, features=features_of_expansion(expansion)))
+                continue  # a model that this QEMU does not make
+            # An expansion says what the model is, not what of it this host has: that stands with its definition.
+            lacking = field_of(definition, "unavailable-features")
+            lacks = (
+                set(canonical_all(one for one in lacking if isinstance(one, str)))
+                if isinstance(lacking, list)
+                else ()
+            )
+            if _CANNOT_RUN & set(lacks):
+                continue  # such as `host` without KVM
+            features = tuple(one for one in features_of_expansion(expansion) if one not in lacks)
+            cpus.append(
+                cpu_of_properties(
+                    name,
+                    features,
+                    field_of(expansion, "model", "props"),
+                    is_host_dependent=field_of(definition, "migration-safe") is False,
+                )
+            )
         if not cpus:
             raise QmpFailed("query-cpu-definitions", "nonsense", "no CPU model")
         return tuple(sorted(cpus, key=lambda cpu: cpu.model))
+
+    async def _features(self, qmp: Qmp, cpus: tuple[CpuFacts, ...]) -> tuple[str, ...]:
+        """`max` is everything; what QEMU leaves out of it because it would tie a guest to its host, is asked for."""
+        known = {feature for cpu in cpus for feature in cpu.features}
+        with contextlib.suppress(QmpFailed):
+            expansion = await qmp.execute(
+                "query-cpu-model-expansion",
+                {"type": "full", "model": {"name": "max", "props": {"migratable": False}}},
+            )
+            known.update(features_of_expansion(expansion))
+        return tuple(sorted(known))
 
     async def _machines(self, qmp: Qmp) -> dict[str, bool]:
         """Give the versioned types of a PC, and whether each is deprecated."""

@@ -43,7 +43,13 @@ from agents.hypervisors.qemu.hardware import devices_of, memory_nodes_of, unplan
 from agents.hypervisors.qemu.hostmodels import HostModels, ModelCatalog
 from agents.hypervisors.qemu.incoming import QemuIncomingGuest
 from agents.hypervisors.qemu.launch import Process, end, launch
-from agents.hypervisors.qemu.observe import observed_cpu, observed_disks, observed_ram, own_firmware
+from agents.hypervisors.qemu.observe import (
+    cpu_argument,
+    observed_cpu,
+    observed_disks,
+    observed_ram,
+    own_firmware,
+)
 from agents.hypervisors.qemu.processmap import command_line
 from agents.hypervisors.qemu.qmp import QMP_TIMEOUT_S, Qmp, field_of
 from agents.hypervisors.qemu.romfiles import RomShelf
@@ -85,7 +91,7 @@ _ADVICE_S: Final = 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """One QEMU of the directory. `spec` is None where it cannot be described: `problems` say why."""
+    """One QEMU of the directory. `spec` is None where it cannot be described: `problems` say why. `cpu` is -cpu."""
 
     paths: QemuPaths
     pid: int
@@ -94,6 +100,7 @@ class Found:
     state: str
     spec: QemuSpec | None
     problems: tuple[str, ...] = ()
+    cpu: str = ""
 
     @property
     def is_incoming(self) -> bool:
@@ -290,7 +297,7 @@ class QemuHypervisor:
         qmp = await Qmp.connect(found.paths.qmp)
         try:
             if found.pid not in self._cpus:
-                self._cpus[found.pid] = await cpu_of(qmp, spec), await self._cpu_run(qmp, spec)
+                self._cpus[found.pid] = await cpu_of(qmp, spec.cpu), await self._cpu_run(qmp, spec)
             cpu, run = self._cpus[found.pid]
             if models is not None:
                 run = replace(run, alternatives=_alternatives(cpu, models))
@@ -348,7 +355,7 @@ class QemuHypervisor:
             facts = replace(facts, disks=await observed_disks(qmp))
         with contextlib.suppress(QmpFailed):
             if found.pid not in self._cpus:
-                self._cpus[found.pid] = await observed_cpu(qmp), GuestCpuFacts()
+                self._cpus[found.pid] = await observed_cpu(qmp, found.cpu), GuestCpuFacts()
             facts = replace(facts, cpu=self._cpus[found.pid][0])
         return facts
 
@@ -465,10 +472,11 @@ async def interview(qmp: Qmp, paths: QemuPaths) -> Found:
     """Ask a QEMU who it is, and read from its command line what it is."""
     guest_id = str(field_of(await qmp.execute("query-uuid"), "UUID"))
     name = str(field_of(await qmp.execute("query-name"), "name") or paths.qmp.stem)
+    argv = await anyio.to_thread.run_sync(command_line, qmp.peer_pid)
     spec: QemuSpec | None = None
     problems: tuple[str, ...] = ()
     try:
-        spec = spec_of(await anyio.to_thread.run_sync(command_line, qmp.peer_pid))
+        spec = spec_of(argv)
         if spec.guest_id != guest_id:
             raise NotAdoptable(f"its command line says -uuid {spec.guest_id}, and it is {guest_id}")
     except NotAdoptable as exc:
@@ -481,6 +489,7 @@ async def interview(qmp: Qmp, paths: QemuPaths) -> Found:
         state=await run_state(qmp),
         spec=spec,
         problems=problems,
+        cpu=cpu_argument(argv),
     )
 
 

@@ -191,6 +191,7 @@ class Settings:
     access: AccessPolicy
     peers: Mapping[str, Endpoint]
     shared_dirs: tuple[Path, ...]
+    shared_devices: tuple[str, ...]
     etcd: EtcdPlace | None
     embedded: EmbeddedSettings | None
     qemu: QemuSettings | None
@@ -224,6 +225,7 @@ def load_settings(path: Path) -> Settings:
         access=AccessPolicy(host=agent.name, rules=tuple(_rules(root))),
         peers=_addresses(root, "peers", own_name=agent.name),
         shared_dirs=_shared_dirs(storage, base),
+        shared_devices=_shared_devices(storage),
         etcd=etcd_place(storage, base),
         embedded=_embedded(guests, base),
         qemu=_qemu(guests, base),
@@ -403,6 +405,16 @@ def _shared_dirs(section: Section, base: Path) -> tuple[Path, ...]:
         if not folder.is_dir():
             section.note("shared_dirs", f"{folder} is not a directory; is it mounted?")
     return folders
+
+
+def _shared_devices(section: Section) -> tuple[str, ...]:
+    none: tuple[str, ...] = ()
+    patterns = section.optional("shared_devices", listed(text), none)
+    for pattern in patterns:
+        # Outside of /dev anybody may make a link that a pattern fits.
+        if not pattern.startswith("/dev/") or os.path.normpath(pattern) != pattern or "\0" in pattern:
+            section.note("shared_devices", f"{pattern!r} is no path below /dev, such as /dev/mapper/guest-*")
+    return patterns
 
 
 def _embedded(guests: Section, base: Path) -> EmbeddedSettings | None:

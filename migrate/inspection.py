@@ -73,6 +73,7 @@ async def _look(
     probes, nonces = await storage.plant(guest.facts.disks)
     try:
         ownership_dir = await storage.ownership_dir(guest.facts)
+        before = await storage.look(probes)
         here, asked_at_s = await host_survey.survey(guest.facts), anyio.current_time()
         inspected = await asker.ask(
             Inspect(
@@ -85,6 +86,7 @@ async def _look(
             Inspected,
         )
         answer_s = anyio.current_time() - asked_at_s
+        after = await storage.look(probes)
     except PeerRefused as exc:
         if exc.code != DENIED:
             raise
@@ -104,6 +106,9 @@ async def _look(
         readings=inspected.readings,
         ownership_error=inspected.ownership_error,
         reserved_bytes=inspected.reserved_bytes,
+        probes=probes,
+        before=before,
+        after=after,
     )
 
 

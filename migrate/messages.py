@@ -74,7 +74,7 @@ MAX_COMPARED_GROUPS: Final = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspect:
-    """Ask for the facts that the preflight judges. Changes nothing at the destination.
+    """Ask for the facts that the preflight judges. Changes nothing at the destination, which writes into `probes` only.
 
     `resumes` is as in Prepare: what that attempt has there is there already.
     """

@@ -304,11 +304,18 @@ class SharedStorage(Protocol):
     """The storage that both hosts see: nonces beside disks, and the ownership records."""
 
     async def plant(self, disks: Sequence[DiskFacts]) -> tuple[tuple[Probe, ...], dict[str, bytes]]:
-        """Write a fresh nonce beside each disk; disks where that fails are left out."""
+        """Write a fresh nonce beside each disk that is a file, and lock it; choose what to compare of the disks.
+
+        Disks where that fails have no nonce, and a probe that says why.
+        """
+        ...
+
+    async def look(self, probes: Sequence[Probe]) -> tuple[Reading, ...]:
+        """Read what this host has planted, with what the other end has written into it; look at the disks."""
         ...
 
     async def read_probes(self, probes: Sequence[Probe]) -> tuple[Reading, ...]:
-        """Read what another host has planted. Paths are hostile."""
+        """Read what another host has planted, and write a nonce behind it; look at the disks. Paths are hostile."""
         ...
 
     async def clear(self, probes: Sequence[Probe]) -> None: ...

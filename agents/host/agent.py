@@ -89,13 +89,17 @@ class HostAgent:
             hypervisors[embedded.name] = embedded
             inhabited.append(embedded)
         if settings.qemu is not None:
-            qemu = QemuHypervisor(qemu_host(settings.qemu, settings.shared_dirs), settings.agent.name)
+            qemu = QemuHypervisor(
+                qemu_host(settings.qemu, settings.shared_dirs, settings.shared_devices), settings.agent.name
+            )
             hypervisors[qemu.name] = qemu
             inhabited.append(qemu)
         self._jobs = JobTable()
         self._metrics = AgentMetrics(settings.agent.name, VERSION)
         self._storage = SharedDirs(
-            settings.shared_dirs, etcd=EtcdRecords(settings.etcd) if settings.etcd is not None else None
+            settings.shared_dirs,
+            shared_devices=settings.shared_devices,
+            etcd=EtcdRecords(settings.etcd) if settings.etcd is not None else None,
         )
         self._parts = HostParts(
             settings=settings,

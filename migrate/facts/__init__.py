@@ -29,10 +29,11 @@ from migrate.facts.security import (
     SecurityFacts,
     SelinuxFacts,
 )
-from migrate.facts.storage import DiskFacts
+from migrate.facts.storage import BackingFacts, DiskFacts, DiskKind, ImageFacts
 
 __all__ = [
     "ApparmorFacts",
+    "BackingFacts",
     "MAX_DEVICES",
     "BlockFacts",
     "CapacityFacts",
@@ -45,12 +46,14 @@ __all__ = [
     "GuestDemand",
     "FileFacts",
     "FirmwareFacts",
+    "DiskKind",
     "GuestFacts",
     "GuestHardware",
     "GuestCpuFacts",
     "HostCpuFacts",
     "HostFacts",
     "MoveSlots",
+    "ImageFacts",
     "Objection",
     "PathFacts",
     "Permission",

@@ -9,8 +9,19 @@ from __future__ import annotations
 
 from typing import Final
 
-from migrate.preflight import capacity, cpu, devices, identity, machine, network, security, storage
-from migrate.preflight.evidence import RECORDS, Denied, Inspection, Probe, Reading
+from migrate.preflight import (
+    capacity,
+    cpu,
+    devices,
+    identity,
+    images,
+    machine,
+    network,
+    security,
+    sharing,
+    storage,
+)
+from migrate.preflight.evidence import RECORDS, Denied, Inspection, LockAnswer, Probe, Reading
 from migrate.preflight.report import Check, Finding, PreflightReport, Severity
 
 __all__ = [
@@ -20,6 +31,7 @@ __all__ = [
     "Denied",
     "Finding",
     "Inspection",
+    "LockAnswer",
     "PreflightReport",
     "Probe",
     "Reading",
@@ -29,7 +41,7 @@ __all__ = [
 ]
 
 # In the order of the report. The name of an area is its module's.
-AREAS: Final = (identity, machine, cpu, storage, devices, network, capacity, security)
+AREAS: Final = (identity, machine, cpu, storage, sharing, images, devices, network, capacity, security)
 
 
 def examine(inspection: Inspection) -> PreflightReport:

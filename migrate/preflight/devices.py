@@ -47,12 +47,6 @@ DISK_FILE: Final = Check(
     why="The machine there opens the same path, as the agent's user",
     remedy="Mount the same storage there, allow its directory, and give the agent's user access",
 )
-DISK_CACHE: Final = Check(
-    check_id="disk-cache",
-    asked="Is each disk's cache mode safe for two hosts?",
-    why="Pages that one host's cache holds are not what the other host reads",
-    remedy='Only cache = "none" or "directsync" is safe when two hosts open one disk',
-)
 KERNEL_FILE: Final = Check(
     check_id="kernel-file",
     asked="Are the files that the guest was booted from allowed and there?",
@@ -84,7 +78,6 @@ OBJECTIONS: Final = {
         ACCELERATOR,
         BINARY,
         DISK_FILE,
-        DISK_CACHE,
         KERNEL_FILE,
         NETWORK_BACKEND,
         HUGEPAGES,

@@ -3,10 +3,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from migrate.facts import CpuFacts, HostFacts, HostHardware, Objection, PathFacts, Survey
-from migrate.preflight import AREAS, RECORDS, Inspection, Reading, Severity, examine
+from migrate.preflight import AREAS, RECORDS, Inspection, LockAnswer, Probe, Reading, Severity, examine
 from migrate.preflight.capacity import OVERHEAD_BYTES
 from migrate.preflight.machine import MAX_DRIFT_S, WARN_DRIFT_S
-from tests.migrate.world import CAPACITY, CPU, DISK, FACTS, security
+from tests.migrate.world import CAPACITY, CPU, DISK, FACTS, IMAGE, security
 
 NOW_S = 1.8e9
 HOST = HostFacts(
@@ -19,6 +19,10 @@ HOST = HostFacts(
     hardware=HostHardware(version="1.0", device_types=("fake-disk",), memory_nodes=(0,)),
 )
 HERE = Survey(at_s=NOW_S, capacity=CAPACITY, security=security(NOW_S))
+# What both ends read of the disk: the source's nonce, and the destination's behind it.
+READ = Reading(
+    disk=DISK.name, content=b"nonce", error=None, image=IMAGE, echo=b"echo", lock=LockAnswer.REFUSED
+)
 GOOD = Inspection(
     guest=FACTS,
     source_host="host-a",
@@ -27,7 +31,7 @@ GOOD = Inspection(
     there=replace(HERE, at_s=NOW_S + 0.01),
     answer_s=0.02,
     nonces={DISK.name: b"nonce"},
-    readings=(Reading(disk=DISK.name, content=b"nonce", error=None),),
+    readings=(READ,),
     ownership_error=None,
     path=PathFacts(
         data_port=7701,
@@ -40,6 +44,9 @@ GOOD = Inspection(
         measured_bytes=10**9,
         connections=2,
     ),
+    probes=(Probe(disk=DISK.name, path="/shared/p", image=DISK.path, offsets=(0, 4096), is_locked=True),),
+    before=(replace(READ, echo=b""),),
+    after=(READ,),
 )
 
 
@@ -70,7 +77,7 @@ def test_each_problem_is_refused_alone() -> None:
         "cpu-features": replace(
             GOOD, host=replace(HOST, cpus=(CpuFacts(model="Haswell", features=("sse2",)),))
         ),
-        "storage": replace(GOOD, readings=(Reading(disk=DISK.name, content=b"other", error=None),)),
+        "storage": replace(GOOD, readings=(replace(READ, content=b"other"),)),
         "ownership": replace(GOOD, ownership_error="read-only file system"),
         "memory": replace(GOOD, host=replace(HOST, free_memory_bytes=1 << 20)),
         "identity": replace(GOOD, host=replace(HOST, guest_ids=(FACTS.guest_id,))),
@@ -94,7 +101,7 @@ def test_three_problems_give_three_findings_and_three_sentences() -> None:
         replace(
             GOOD,
             host=replace(HOST, free_memory_bytes=0, guest_ids=(FACTS.guest_id,)),
-            readings=(),
+            readings=(replace(READ, content=b"other"),),
         )
     )
     assert len(report.problems) == 3
@@ -113,13 +120,15 @@ def test_memory_that_is_already_there_is_not_asked_for_twice() -> None:
 
 
 def test_what_was_not_proved_is_not_believed() -> None:
-    for readings, nonces in (
-        ((), GOOD.nonces),
-        (GOOD.readings, {}),
-        ((Reading(disk=DISK.name, content=None, error="no such file"),), GOOD.nonces),
-        ((Reading(disk="other", content=b"nonce", error=None),), GOOD.nonces),
+    unseen = {"storage", "disk-content", "disk-access"}
+    for readings, nonces, found in (
+        ((), GOOD.nonces, unseen),
+        (GOOD.readings, {}, {"storage"}),
+        ((replace(READ, content=None, error="no such file"),), GOOD.nonces, {"storage"}),
+        ((replace(READ, disk="other"),), GOOD.nonces, unseen),
+        ((replace(READ, image=None),), GOOD.nonces, unseen),
     ):
-        assert refused(replace(GOOD, readings=readings, nonces=nonces)) == {"storage"}
+        assert refused(replace(GOOD, readings=readings, nonces=nonces)) == found
 
 
 def test_models_that_would_fit_are_named() -> None:

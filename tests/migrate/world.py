@@ -38,6 +38,7 @@ from migrate.facts import (
     GuestHardware,
     HostFacts,
     HostHardware,
+    ImageFacts,
     MoveSlots,
     Objection,
     Permission,
@@ -49,7 +50,7 @@ from migrate.ownership import Ownership
 from migrate.phases import Phase
 from migrate.plan import Policy
 from migrate.ports import DeviceStateSink, PayloadConsumer, PayloadProducer
-from migrate.preflight import Probe, Reading
+from migrate.preflight import LockAnswer, Probe, Reading
 from migrate.source import OutgoingMigration
 from migrate.source_ports import SourcePorts, SourceSettings
 from migrate.stats import Progress, Report, RoundStats
@@ -66,7 +67,26 @@ SCHEMA = Schema(*MESSAGES)
 CPU = CpuFacts(
     model="Haswell", features=("avx", "sse2"), vendor="GenuineIntel", family=6, number=60, stepping=4
 )
-DISK = DiskFacts(name="disk0", path="/shared/guest.img", size_bytes=1 << 20, is_read_only=False)
+DISK = DiskFacts(
+    name="disk0",
+    path="/shared/guest.img",
+    size_bytes=1 << 20,
+    is_read_only=False,
+    format="raw",
+    cache="none",
+)
+# What every host sees of that disk.
+IMAGE = ImageFacts(
+    name="guest.img",
+    size_bytes=1 << 20,
+    allocated_bytes=1 << 20,
+    virtual_bytes=1 << 20,
+    digests=(b"first", b"last"),
+    is_direct=True,
+    file_system="nfs4",
+    free_bytes=1 << 40,
+    format="raw",
+)
 FACTS = GuestFacts(
     guest_id="11111111-2222-3333-4444-555555555555",
     name="guest",
@@ -344,15 +364,21 @@ class StorageOfHost:
         for disk in disks:
             path = f"{disk.path}.probe"
             nonces[disk.name] = self.shared.files[path] = random.randbytes(16)
-            probes.append(Probe(disk=disk.name, path=path))
+            probes.append(
+                Probe(disk=disk.name, path=path, image=disk.path, offsets=(0, 4096), is_locked=True)
+            )
         return tuple(probes), nonces
 
+    async def look(self, probes: Sequence[Probe]) -> tuple[Reading, ...]:
+        return tuple(self._reading(probe) for probe in probes)
+
     async def read_probes(self, probes: Sequence[Probe]) -> tuple[Reading, ...]:
-        found = {} if self.is_other_storage else self.shared.files
-        return tuple(
-            Reading(disk=p.disk, content=found.get(p.path), error=None if p.path in found else "no such file")
-            for p in probes
-        )
+        return tuple(replace(self._reading(probe), lock=LockAnswer.REFUSED) for probe in probes)
+
+    def _reading(self, probe: Probe) -> Reading:
+        found = None if self.is_other_storage else self.shared.files.get(probe.path)
+        error = None if found is not None else "no such file"
+        return Reading(disk=probe.disk, content=found, error=error, image=IMAGE, echo=b"echo")
 
     async def clear(self, probes: Sequence[Probe]) -> None:
         for probe in probes:

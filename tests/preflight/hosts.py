@@ -91,10 +91,18 @@ async def a_clock_that_is_three_seconds_ahead(build: Build) -> CheckReport:
         return await stage.check(await stage.embedded())
 
 
-@problem("memory", "storage", "ownership")
-async def three_problems_at_once(build: Build) -> CheckReport:
+@problem("storage", "disk-content", "disk-access", "ownership")
+async def a_storage_that_is_not_shared(build: Build) -> CheckReport:
     other = build.folder / "other"
     other.mkdir()
-    small = {"host-b": 'memory_limit = "64MiB"\n'}
-    async with build(embedded=small, shared_at={"host-b": other}) as stage:
-        return await stage.check(await stage.embedded(ram_bytes=128 << 20))
+    async with build(shared_at={"host-b": other}) as stage:
+        return await stage.check(await stage.embedded())
+
+
+@problem("memory", "identity", "accelerator")
+async def three_problems_at_once(build: Build) -> CheckReport:
+    there = 'memory_limit = "128MiB"\naccels = ["kvm"]\n'
+    async with build(qemu={"host-a": "\n", "host-b": there}) as stage:
+        guest_id = str(uuid.uuid4())
+        await stage.qemu("host-b", guest_id=guest_id)
+        return await stage.check(await stage.qemu(guest_id=guest_id))

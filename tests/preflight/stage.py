@@ -98,9 +98,11 @@ class Build:
     async def __call__(self, **settings: object) -> AsyncIterator[Stage]:
         """Two agents that serve. The settings are those of `running_fleet`, or of `running_processes`."""
         folder = self.folder
+        # A busy machine's answer may take long; what a check takes is measured, not bounded here.
+        settings = {"limits": 'outage = "60s"', **settings}
         async with AsyncExitStack() as stack:
             if "prefixes" in settings:  # processes, whose commands begin so
-                agents = running_processes(folder, "asyncio", **{"limits": "", **settings})  # type: ignore[arg-type]
+                agents = running_processes(folder, "asyncio", **settings)  # type: ignore[arg-type]
                 fleet = stack.enter_context(agents).fleet
             else:
                 fleet = await stack.enter_async_context(running_fleet(folder, **settings))  # type: ignore[arg-type]

@@ -406,4 +406,6 @@ def _disks(spec: EmbeddedSpec) -> tuple[DiskFacts, ...]:
         size_bytes = os.stat(spec.disk_path).st_size
     except OSError:
         size_bytes = 0
-    return (DiskFacts(name=_DISK, path=spec.disk_path, size_bytes=size_bytes, is_read_only=False),)
+    return (
+        DiskFacts(name=_DISK, path=spec.disk_path, size_bytes=size_bytes, is_read_only=False, format="raw"),
+    )

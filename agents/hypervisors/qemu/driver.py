@@ -581,5 +581,11 @@ def _disk(number: int, disk: DiskSpec) -> DiskFacts:
     except OSError:
         size_bytes = 0
     return DiskFacts(
-        name=f"disk{number}", path=disk.path, size_bytes=size_bytes, is_read_only=disk.is_read_only
+        name=f"disk{number}",
+        path=disk.path,
+        size_bytes=size_bytes,
+        is_read_only=disk.is_read_only,
+        format=disk.format.value,
+        cache=disk.cache.value,
+        is_locked=not disk.is_read_only,
     )

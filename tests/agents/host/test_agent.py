@@ -233,7 +233,7 @@ async def test_a_check_tells_three_problems_at_once(folder: Path) -> None:
         refused = {
             finding.check: finding for finding in report.findings if finding.severity is Severity.REFUSED
         }
-        assert set(refused) == {"storage", "ownership", "memory", "identity"}
+        assert set(refused) == {"storage", "disk-content", "disk-access", "ownership", "memory", "identity"}
         assert all(finding.remedy for finding in refused.values())
 
 

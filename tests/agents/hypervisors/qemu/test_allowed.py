@@ -104,7 +104,6 @@ def test_each_objection_comes_alone_and_by_its_name(place: Place) -> None:
         (replace(PLAIN, disks=(DiskSpec(path=str(link), format=Format.RAW),)), {}, "disk-file", "in none of"),
         (replace(PLAIN, disks=(gone,)), {}, "disk-file", "No such file"),
         (replace(PLAIN, disks=(folder,)), {}, "disk-file", "is no file"),
-        (replace(PLAIN, disks=(place.disk(cache=Cache.WRITEBACK),)), {}, "disk-cache", "cached by its host"),
         (replace(PLAIN, kernel="/etc/passwd"), {}, "kernel-file", "in none of the directories"),
         (replace(PLAIN, networks=card(NetworkKind.BRIDGE, "virbr9")), {}, "network-backend", "not allowed"),
         (

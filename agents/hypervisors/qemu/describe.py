@@ -125,22 +125,23 @@ async def _host_address(qmp: Qmp, name: str, guest_address: int) -> int:
     return int(match[3], 16)
 
 
-async def cpu_of(qmp: Qmp, spec: QemuSpec) -> CpuFacts:
-    """Give the features that the first vCPU really has, after all that QEMU and the host took away.
+async def cpu_of(qmp: Qmp, cpu: str) -> CpuFacts:
+    """Give the features that the first vCPU, started with -cpu `cpu`, has after all that QEMU and the host took away.
 
     QEMU says what the model and its features come to, and whether it had to leave any of them out. Only if it had, each
     feature is asked for: 250 questions, 10 ms, or 300 where a busy guest is in the way under TCG.
     """
+    model = cpu.partition(",")[0]
     path = await _first_vcpu(qmp)
-    expansion = await qmp.execute("query-cpu-model-expansion", {"type": "full", "model": _cpu_model(spec)})
+    expansion = await qmp.execute("query-cpu-model-expansion", {"type": "full", "model": _cpu_model(cpu)})
     left_out = await qmp.execute("qom-get", {"path": path, "property": "filtered-features"})
     identity = {name: await _property(qmp, path, name) for name in _IDENTITY}
     if isinstance(left_out, list) and left_out and not any(field_of(word, "features") for word in left_out):
-        return cpu_of_properties(spec.cpu_model, features_of_expansion(expansion), identity)
+        return cpu_of_properties(model, features_of_expansion(expansion), identity)
     known = features_of_expansion(expansion, only_true=False)
     # What a CPU object does not have is a property of the model alone.
     features = [name for name in sorted(known) if await _property(qmp, path, name) is True]
-    return cpu_of_properties(spec.cpu_model, tuple(features), identity)
+    return cpu_of_properties(model, tuple(features), identity)
 
 
 def cpu_of_properties(
@@ -193,9 +194,9 @@ def changes_of(spec: QemuSpec) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return added, removed
 
 
-def _cpu_model(spec: QemuSpec) -> dict[str, object]:
-    """Give a spec's CPU as QMP takes it: the model, and each +feature and -feature of it."""
-    model, *changes = spec.cpu.split(",")
+def _cpu_model(cpu: str) -> dict[str, object]:
+    """Give a CPU as QMP takes it: the model, and each +feature and -feature of it."""
+    model, *changes = cpu.split(",")
     return {"name": model, "props": {change[1:]: change[0] == "+" for change in changes}}
 
 

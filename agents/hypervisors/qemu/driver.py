@@ -37,15 +37,21 @@ from agents.hypervisors.qemu.describe import (
     vcpu_threads,
     version_of,
 )
-from agents.hypervisors.qemu.errors import NotAdoptable, QemuError, SpecInvalid
+from agents.hypervisors.qemu.errors import NotAdoptable, QemuError, QemuGone, QmpFailed, SpecInvalid
 from agents.hypervisors.qemu.guest import Hold, hold
 from agents.hypervisors.qemu.hardware import devices_of, memory_nodes_of, unplanned
 from agents.hypervisors.qemu.hostmodels import HostModels, ModelCatalog
 from agents.hypervisors.qemu.incoming import QemuIncomingGuest
 from agents.hypervisors.qemu.launch import Process, end, launch
-from agents.hypervisors.qemu.observe import observed_cpu, observed_disks, observed_ram, own_firmware
+from agents.hypervisors.qemu.observe import (
+    cpu_argument,
+    observed_cpu,
+    observed_disks,
+    observed_ram,
+    own_firmware,
+)
 from agents.hypervisors.qemu.processmap import command_line
-from agents.hypervisors.qemu.qmp import Qmp, field_of
+from agents.hypervisors.qemu.qmp import QMP_TIMEOUT_S, Qmp, field_of
 from agents.hypervisors.qemu.romfiles import RomShelf
 from agents.hypervisors.qemu.rundir import QemuPaths, monitors
 from agents.hypervisors.qemu.running import QemuRunningGuest
@@ -85,7 +91,7 @@ _ADVICE_S: Final = 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """One QEMU of the directory. `spec` is None where it cannot be described: `problems` say why."""
+    """One QEMU of the directory. `spec` is None where it cannot be described: `problems` say why. `cpu` is -cpu."""
 
     paths: QemuPaths
     pid: int
@@ -94,6 +100,7 @@ class Found:
     state: str
     spec: QemuSpec | None
     problems: tuple[str, ...] = ()
+    cpu: str = ""
 
     @property
     def is_incoming(self) -> bool:
@@ -290,7 +297,7 @@ class QemuHypervisor:
         qmp = await Qmp.connect(found.paths.qmp)
         try:
             if found.pid not in self._cpus:
-                self._cpus[found.pid] = await cpu_of(qmp, spec), await self._cpu_run(qmp, spec)
+                self._cpus[found.pid] = await cpu_of(qmp, spec.cpu), await self._cpu_run(qmp, spec)
             cpu, run = self._cpus[found.pid]
             if models is not None:
                 run = replace(run, alternatives=_alternatives(cpu, models))
@@ -327,24 +334,29 @@ class QemuHypervisor:
             facts = replace(
                 _facts(found.spec, cpu, run, is_running=found.state == "running"), blockers=(refusal,)
             )
-        with contextlib.suppress(QemuError):
-            async with _connected(found.paths.qmp, timeout_s=_LIST_TIMEOUT_S) as qmp:
-                hardware = await self._hardware_of(qmp)
-                facts = replace(
-                    facts,
-                    machine=await machine_of(qmp),
-                    blockers=(*facts.blockers, *await blockers_of(qmp)),
-                    hardware=hardware,
-                )
-                if found.spec is None:
-                    if found.pid not in self._cpus:
-                        self._cpus[found.pid] = await observed_cpu(qmp), GuestCpuFacts()
-                    facts = replace(
-                        facts,
-                        cpu=self._cpus[found.pid][0],
-                        blocks=await observed_ram(qmp),
-                        disks=await observed_disks(qmp),
-                    )
+        with contextlib.suppress(QemuGone):
+            async with _connected(found.paths.qmp, timeout_s=QMP_TIMEOUT_S) as qmp:
+                facts = await self._observe_by(qmp, found, facts)
+        return facts
+
+    async def _observe_by(self, qmp: Qmp, found: Found, facts: GuestFacts) -> GuestFacts:
+        """Add one fact after another; an answer that is nonsense costs that fact alone."""
+        with contextlib.suppress(QmpFailed):
+            facts = replace(facts, machine=await machine_of(qmp))
+        with contextlib.suppress(QmpFailed):
+            facts = replace(facts, blockers=(*facts.blockers, *await blockers_of(qmp)))
+        with contextlib.suppress(QmpFailed):
+            facts = replace(facts, hardware=await self._hardware_of(qmp))
+        if found.spec is not None:
+            return facts
+        with contextlib.suppress(QmpFailed):
+            facts = replace(facts, blocks=await observed_ram(qmp))
+        with contextlib.suppress(QmpFailed):
+            facts = replace(facts, disks=await observed_disks(qmp))
+        with contextlib.suppress(QmpFailed):
+            if found.pid not in self._cpus:
+                self._cpus[found.pid] = await observed_cpu(qmp, found.cpu), GuestCpuFacts()
+            facts = replace(facts, cpu=self._cpus[found.pid][0])
         return facts
 
     async def _hardware_of(self, qmp: Qmp) -> GuestHardware:
@@ -460,10 +472,11 @@ async def interview(qmp: Qmp, paths: QemuPaths) -> Found:
     """Ask a QEMU who it is, and read from its command line what it is."""
     guest_id = str(field_of(await qmp.execute("query-uuid"), "UUID"))
     name = str(field_of(await qmp.execute("query-name"), "name") or paths.qmp.stem)
+    argv = await anyio.to_thread.run_sync(command_line, qmp.peer_pid)
     spec: QemuSpec | None = None
     problems: tuple[str, ...] = ()
     try:
-        spec = spec_of(await anyio.to_thread.run_sync(command_line, qmp.peer_pid))
+        spec = spec_of(argv)
         if spec.guest_id != guest_id:
             raise NotAdoptable(f"its command line says -uuid {spec.guest_id}, and it is {guest_id}")
     except NotAdoptable as exc:
@@ -476,6 +489,7 @@ async def interview(qmp: Qmp, paths: QemuPaths) -> Found:
         state=await run_state(qmp),
         spec=spec,
         problems=problems,
+        cpu=cpu_argument(argv),
     )
 
 

@@ -7,27 +7,49 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 import anyio.to_thread
 
-from agents.hypervisors.qemu.describe import features_of_expansion
+from agents.hypervisors.qemu.describe import cpu_of, features_of_expansion
 from agents.hypervisors.qemu.errors import QmpFailed
 from agents.hypervisors.qemu.qmp import Json, Qmp, field_of
+from agents.hypervisors.qemu.spec import is_cpu
 from migrate.facts import BlockFacts, CpuFacts, DiskFacts
 
-__all__ = ["MAX_DISKS", "OwnFirmware", "observed_cpu", "observed_disks", "observed_ram", "own_firmware"]
+__all__ = [
+    "MAX_DISKS",
+    "OwnFirmware",
+    "cpu_argument",
+    "observed_cpu",
+    "observed_disks",
+    "observed_ram",
+    "own_firmware",
+]
 
 # As many as a spec may have; the guest cannot be moved anyway.
 MAX_DISKS: Final = 64
 _CPU_SUFFIX: Final = "-x86_64-cpu"
 # Where QEMU puts UEFI: its code, its variables.
-_FLASHES: Final = ("pflash0", "pflash1")
+_FLASHES: Final = ("/machine/system.flash0", "/machine/system.flash1")
 
 
-async def observed_cpu(qmp: Qmp) -> CpuFacts:
-    """Give the model of the first vCPU and each feature that it really has: 250 questions, some 10 ms."""
+def cpu_argument(argv: Sequence[str]) -> str:
+    """Give what stands behind the last -cpu; empty where it is more than a model and features of it."""
+    words = [value for option, value in pairwise(argv) if option in ("-cpu", "--cpu")]
+    return words[-1] if words and is_cpu(words[-1]) else ""
+
+
+async def observed_cpu(qmp: Qmp, argument: str) -> CpuFacts:
+    """Give the CPU that the guest was started with; without an argument that says it, its model and each feature.
+
+    The latter are 250 questions: 10 ms, or a second where a host is busy.
+    """
+    if argument:
+        return await cpu_of(qmp, argument)
     path = field_of(await qmp.execute("query-cpus-fast"), 0, "qom-path")
     kind = await qmp.execute("qom-get", {"path": str(path), "property": "type"})
     if not isinstance(kind, str) or not kind.endswith(_CPU_SUFFIX):
@@ -85,7 +107,7 @@ def _block_files(blocks: Json) -> list[tuple[str, str, bool]]:
     for block in blocks if isinstance(blocks, list) else []:
         path = field_of(block, "inserted", "image", "filename")
         if isinstance(path, str) and path.startswith("/"):
-            files.append((str(field_of(block, "device")), path, field_of(block, "inserted", "ro") is True))
+            files.append((str(field_of(block, "qdev")), path, field_of(block, "inserted", "ro") is True))
     return files
 
 

@@ -104,7 +104,10 @@ class RomShelf:
 
     async def own(self, kind: str, paths: Iterable[tuple[str, str]]) -> FirmwareFacts:
         """Give what lies at the paths of a guest's own firmware; (role, path) each."""
-        return await anyio.to_thread.run_sync(self._own, kind[:16], list(paths)[:MAX_FILES])
+        # A storage server that hangs must not keep whoever asks.
+        return await anyio.to_thread.run_sync(
+            self._own, kind[:16], list(paths)[:MAX_FILES], abandon_on_cancel=True
+        )
 
     def _find(self, names: Sequence[str]) -> tuple[RomFacts, ...]:
         return tuple(rom for name in names if (rom := self._rom(name)) is not None)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from anyio import to_thread
+from anyio import fail_after, sleep, to_thread
 
 from agents.hypervisors.embedded.client import GuestClient, start_guest
 from agents.hypervisors.embedded.driver import EmbeddedHypervisor, EmbeddedIncomingGuest, EmbeddedRunningGuest
@@ -282,10 +282,31 @@ async def test_a_guest_that_died_is_unknown_and_leaves_no_socket(hosts: Hosts) -
         await hosts.a.open_guest(GUEST_ID)
 
 
+async def test_a_guest_that_faulted_is_looked_at_and_says_why_it_cannot_be_moved(hosts: Hosts) -> None:
+    guest = await hosts.a.open_guest(GUEST_ID)
+    await guest.pause()
+    guest.ram.scatter(np.array([[1, 1]], dtype=np.int64), memoryview(b"\x0f\x0b" * (PAGE_BYTES // 2)))
+    guest.tracker.start()  # which makes the emulator read the program again
+    await guest.resume()
+    await guest.release()
+    with closing(hosts.client("a")) as client, fail_after(10):
+        while client.describe().state != "faulted":  # noqa: ASYNC110 - in another process
+            await sleep(0.01)
+    with pytest.raises(GuestRefused):
+        await hosts.a.open_guest(GUEST_ID)
+    seen = await hosts.a.inspect_guest(GUEST_ID)
+    assert (seen.facts.name, seen.facts.ram_bytes) == (hosts.spec.name, hosts.spec.ram_bytes)
+    (blocker,) = seen.facts.blockers
+    assert "CPU stopped" in blocker
+    await seen.release()
+
+
 @pytest.mark.parametrize("guest_id", ["", "../a", "00000000-0000-4000-8000-000000000000"])
 async def test_a_guest_that_is_not_here_is_unknown(run_dir: Path, guest_id: str) -> None:
     with pytest.raises(GuestUnknown, match="host-a"):
         await EmbeddedHypervisor(run_dir, "host-a").open_guest(guest_id)
+    with pytest.raises(GuestUnknown, match="host-a"):
+        await EmbeddedHypervisor(run_dir, "host-a").inspect_guest(guest_id)
 
 
 async def test_the_driver_fits_the_port(run_dir: Path) -> None:

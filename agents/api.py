@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from migrate.compression import Compression
+from migrate.cpubaseline import HostCpus
 from migrate.facts import GuestFacts
 from migrate.phases import Phase
 from migrate.plan import OnTimeout
@@ -24,7 +25,9 @@ __all__ = [
     "Cancel",
     "Check",
     "CheckReport",
+    "CpuView",
     "Done",
+    "GetCpus",
     "GetHost",
     "GuestList",
     "HostView",
@@ -64,6 +67,18 @@ class HostView:
     incoming: int
     incoming_limit: int
     peers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GetCpus:
+    """Ask for a CpuView."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuView:
+    """The CPU models that each hypervisor of this host can give, with the features that they have here."""
+
+    hypervisors: tuple[HostCpus, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,6 +259,8 @@ CONTROL_SCHEMA: Final = Schema(
     *ENVELOPE_TYPES,
     GetHost,
     HostView,
+    GetCpus,
+    CpuView,
     ListGuests,
     GuestList,
     Check,

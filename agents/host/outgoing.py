@@ -29,6 +29,7 @@ from agents.logs import get_logger, log_event
 from agents.sections import Endpoint
 from memory.codec import MAX_PAYLOAD_BYTES
 from migrate.controls import Controls
+from migrate.cpubaseline import HostCpus
 from migrate.errors import (
     GuestBusy,
     GuestUnknown,
@@ -106,6 +107,14 @@ class Outgoing:
         for hypervisor in self._host.hypervisors.values():
             found.extend(await hypervisor.guests())
         return found
+
+    async def cpus(self) -> tuple[HostCpus, ...]:
+        """Give the CPU models of all hypervisors of this host."""
+        facts = [await hypervisor.host_facts() for hypervisor in self._host.hypervisors.values()]
+        return tuple(
+            HostCpus(host=one.name, hypervisor=one.hypervisor, cpus=one.cpus, cpu_host=one.cpu_host)
+            for one in facts
+        )
 
     async def check(self, guest: str, to: str) -> CheckReport:
         """Run the preflight of a move that is not made."""

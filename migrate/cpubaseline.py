@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from migrate.cpunames import canonical_all
 from migrate.facts import CpuFacts, HostCpuFacts
 from migrate.preflight.cpufit import is_host_model
+from migrate.preflight.evidence import named
 
 __all__ = [
     "Baseline",
@@ -75,7 +76,7 @@ class Baseline:
     """`models` are the largest that all hosts run alike: more than one where they have equally many features.
 
     `trimmed` is a larger one with features taken away, if there is one. `beyond` are features that all hosts have and
-    that the largest model does not.
+    that the largest model does not. `doubts`, a sentence each, are why a guest of it may not move all the same.
     """
 
     models: tuple[str, ...]
@@ -84,7 +85,7 @@ class Baseline:
     trimmed: Trimmed | None
     without: tuple[Without, ...]
     candidates: tuple[Candidate, ...]
-    vendors: tuple[str, ...]
+    doubts: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +142,7 @@ def baseline(offers: Sequence[HostCpus], candidates: Iterable[CpuFacts] = ()) ->
                 key=lambda one: (-len(one.features), one.model),
             )
         ),
-        vendors=tuple(sorted({one.cpu_host.vendor for one in offers if one.cpu_host.vendor})),
+        doubts=tuple(_doubts(offers)),
     )
 
 
@@ -182,6 +183,22 @@ def _without(offers: Sequence[HostCpus]) -> Iterable[Without]:
         yield Without(
             host=offer.host, features=tuple(sorted(_shared(others) - offer.features)), models=models
         )
+
+
+def _doubts(offers: Sequence[HostCpus]) -> Iterable[str]:
+    vendors = sorted({one.cpu_host.vendor for one in offers if one.cpu_host.vendor})
+    if len(vendors) > 1:
+        yield f"the hosts have CPUs of {' and '.join(vendors)}: a guest should not move between makers"
+    native = [one.host for one in offers if one.cpu_host.is_native]
+    if 0 < len(native) < len(offers):
+        emulating = [one.host for one in offers if not one.cpu_host.is_native]
+        yield (
+            f"guests run on the CPU of {named(native)} and are emulated on {named(emulating)}: "
+            "no guest moves between these"
+        )
+    versions = sorted({one.cpu_host.version for one in offers if one.cpu_host.version})
+    if len(versions) > 1:
+        yield f"the hypervisors are of versions {', '.join(versions)}, which may define a model differently"
 
 
 def _candidate(cpu: CpuFacts, offers: Sequence[HostCpus]) -> Candidate:

@@ -86,11 +86,14 @@ def show(
     """Show the CPU models of HOST, or of files, with their numbers of features."""
     if (host is None) == (not files):
         raise click.UsageError("give a host, or --file")
-    if files:
-        models, head = _read_files(files), {}
+    head: dict[str, object] = {}
+    whole = ""
+    if host is None:
+        models = _read_files(files)
     else:
-        (offer,) = _ask(config, [host or ""], hypervisor)
-        models, head = offer.cpus, {"host": offer.host, "hypervisor": offer.hypervisor, "cpu": offer.cpu_host}
+        (offer,) = _ask(config, [host], hypervisor)
+        models, whole = offer.cpus, _whole(offer)
+        head = {"host": offer.host, "hypervisor": offer.hypervisor, "cpu": offer.cpu_host}
     if model is not None:
         found = next((one for one in models if one.model == model), None)
         if found is None:
@@ -116,6 +119,8 @@ def show(
         for one in models
     ]
     print_table(["MODEL", "VENDOR", "FAMILY/MODEL", ">FEATURES", "KIND"], rows, empty="no models")
+    if whole:
+        click.echo(escaped(whole))
     return Exit.OK
 
 
@@ -207,9 +212,9 @@ def _print_baseline(found: Baseline, hosts: Sequence[str]) -> None:
         cut = "".join(f",-{feature}" for feature in found.trimmed.removed)
         facts["larger"] = f"{found.trimmed.model}{cut} ({len(found.trimmed.features)} features)"
     facts["also in common"] = _words(found.beyond)
-    if len(found.vendors) > 1:
-        facts["warning"] = f"CPUs of {' and '.join(found.vendors)}: a guest should not move between them"
     print_facts(facts)
+    for doubt in found.doubts:
+        click.echo(escaped(f"warning: {doubt}"))
     if found.without:
         click.echo()
         rows = [(one.host, _words(one.features), _words(one.models)) for one in found.without]
@@ -316,6 +321,16 @@ def _read_files(paths: Sequence[Path]) -> tuple[CpuFacts, ...]:
     if not models:
         raise SettingsError(f"{', '.join(map(str, paths))}: no model of a CPU is defined there")
     return models
+
+
+def _whole(offer: HostCpus) -> str:
+    """Say what the host itself is."""
+    own = offer.cpu_host
+    how = f"its own CPU of {own.vendor or 'an unknown maker'}" if own.is_native else "an emulated CPU"
+    scaled = {True: ", scaled for guests", False: ", not scaled for guests", None: ""}[own.has_tsc_scaling]
+    tsc = f"; TSC at {own.tsc_khz} kHz{scaled}" if own.tsc_khz else ""
+    version = f" {own.version}" if own.version else ""
+    return f"{offer.host}: {offer.hypervisor}{version} with {how}, {len(offer.features)} features in all{tsc}"
 
 
 def _facts(model: CpuFacts) -> dict[str, object]:

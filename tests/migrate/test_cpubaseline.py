@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -74,8 +76,16 @@ def test_models_of_files_say_where_they_run() -> None:
     assert (y.model, y.lacking) == ("y", {"a": ("d",), "b": ("c", "d")})
 
 
-def test_makers_are_listed() -> None:
-    assert baseline([offer("a", vendor="Y"), offer("b", vendor="X"), offer("c")]).vendors == ("X", "Y")
+def test_what_differs_besides_is_doubted() -> None:
+    assert baseline([offer("a", vendor="X"), offer("b", vendor="X"), offer("c")]).doubts == ()
+    (doubt,) = baseline([offer("a", vendor="Y"), offer("b", vendor="X"), offer("c")]).doubts
+    assert "CPUs of X and Y" in doubt
+    native, newer = HostCpuFacts(is_native=True, version="1"), HostCpuFacts(version="2")
+    mixed, versions = baseline(
+        [replace(offer("a"), cpu_host=native), replace(offer("b"), cpu_host=newer), offer("c")]
+    ).doubts
+    assert "on the CPU of a and are emulated on b, c" in mixed
+    assert "versions 1, 2" in versions
     assert baseline([]).models == ()
 
 

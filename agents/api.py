@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from migrate.compression import Compression
+from migrate.cpubaseline import HostCpus
 from migrate.facts import GuestFacts, PathFacts
 from migrate.forecast import PastMove, Prediction
 from migrate.lessons import Score
@@ -26,7 +27,9 @@ __all__ = [
     "Cancel",
     "Check",
     "CheckReport",
+    "CpuView",
     "Done",
+    "GetCpus",
     "GetHost",
     "GuestList",
     "HostView",
@@ -73,6 +76,18 @@ class HostView:
     incoming: int
     incoming_limit: int
     peers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GetCpus:
+    """Ask for a CpuView."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuView:
+    """The CPU models that each hypervisor of this host can give, with the features that they have here."""
+
+    hypervisors: tuple[HostCpus, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -287,6 +302,8 @@ CONTROL_SCHEMA: Final = Schema(
     *ENVELOPE_TYPES,
     GetHost,
     HostView,
+    GetCpus,
+    CpuView,
     ListGuests,
     GuestList,
     Check,

@@ -46,6 +46,7 @@ class Action(StrEnum):
     """What a peer asks for; the commands' own words, also in the audit log."""
 
     HOSTS = "hosts"
+    CPU = "cpu"
     GUESTS = "guests"
     JOBS = "jobs"
     WATCH = "watch"
@@ -63,6 +64,7 @@ class Action(StrEnum):
 RIGHT_FOR: Final[Mapping[Action, Right]] = MappingProxyType(
     {
         Action.HOSTS: Right.VIEW,
+        Action.CPU: Right.VIEW,
         Action.GUESTS: Right.VIEW,
         Action.JOBS: Right.VIEW,
         Action.WATCH: Right.VIEW,
@@ -89,6 +91,7 @@ RIGHTS_OF_ROLE: Final[Mapping[Role, frozenset[Right]]] = MappingProxyType(
 _VERBS: Final[Mapping[Action, str]] = MappingProxyType(
     {
         Action.HOSTS: "see this host",
+        Action.CPU: "see the CPU models of this host",
         Action.GUESTS: "list guests",
         Action.JOBS: "list jobs",
         Action.PREDICTIONS: "list predictions",

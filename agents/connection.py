@@ -19,7 +19,9 @@ from agents.api import (
     Cancel,
     Check,
     CheckReport,
+    CpuView,
     Done,
+    GetCpus,
     GetHost,
     GuestList,
     HostView,
@@ -122,6 +124,10 @@ class AgentClient:
     async def host(self) -> HostView:
         """Ask what this host is and has."""
         return await self._ask(GetHost(), HostView, self._timeout_s)
+
+    async def cpus(self) -> CpuView:
+        """Ask which CPU models its hypervisors can give. The first time it asks each of them."""
+        return await self._ask(GetCpus(), CpuView, self._far_timeout_s)
 
     async def guests(self) -> GuestList:
         """Ask for the guests on this host."""

@@ -84,6 +84,11 @@ COMMANDS: Final[Mapping[str, LazyCommand]] = MappingProxyType(
         "guests": LazyCommand(
             "agents.cli.hosts:guests", "List all guests and the hosts they are on.", "Hosts"
         ),
+        "cpu": LazyCommand(
+            "agents.cli.cpu:cpu",
+            "Show and compare the CPU models of hosts, and find the largest that all of them can run.",
+            "Hosts",
+        ),
         "guest": LazyCommand("agents.cli.guest:guest", "Start and stop guests of this host.", "Hosts"),
         "agent": LazyCommand("agents.cli.agent:agent", "Run this host's agent.", "Hosts"),
         "pki": LazyCommand(

@@ -20,7 +20,9 @@ from agents.api import (
     Cancel,
     Check,
     CheckReport,
+    CpuView,
     Done,
+    GetCpus,
     GetHost,
     GuestList,
     HostView,
@@ -174,6 +176,8 @@ class ControlService:
         match request:
             case GetHost():
                 self._gate.pass_or_refuse(peer, address, Action.HOSTS)
+            case GetCpus():
+                self._gate.pass_or_refuse(peer, address, Action.CPU)
             case ListGuests():
                 self._gate.pass_or_refuse(peer, address, Action.GUESTS)
             case ListJobs():
@@ -214,10 +218,22 @@ class ControlService:
 
     async def _answer(
         self, request: object, peer: Identity
-    ) -> HostView | GuestList | CheckReport | PredictionList | JobStarted | JobList | Done | Resolution:
+    ) -> (
+        HostView
+        | CpuView
+        | GuestList
+        | CheckReport
+        | PredictionList
+        | JobStarted
+        | JobList
+        | Done
+        | Resolution
+    ):
         match request:
             case GetHost():
                 return await self._recovery.with_memory(self._host_view())
+            case GetCpus():
+                return CpuView(hypervisors=await self._outgoing.cpus())
             case ListGuests():
                 guests = await self._outgoing.guests()
                 return GuestList(host=self._host_view().name, guests=self._gate.guests_for(peer, guests))

@@ -32,6 +32,7 @@ from agents.sections import Endpoint
 from agents.survey.security import PermittedSurvey
 from memory.codec import MAX_PAYLOAD_BYTES
 from migrate.controls import Controls
+from migrate.cpubaseline import HostCpus
 from migrate.errors import (
     GuestBusy,
     GuestUnknown,
@@ -119,6 +120,14 @@ class Outgoing:
         for hypervisor in self._host.hypervisors.values():
             found.extend(await hypervisor.guests())
         return found
+
+    async def cpus(self) -> tuple[HostCpus, ...]:
+        """Give the CPU models of all hypervisors of this host."""
+        facts = [await hypervisor.host_facts() for hypervisor in self._host.hypervisors.values()]
+        return tuple(
+            HostCpus(host=one.name, hypervisor=one.hypervisor, cpus=one.cpus, cpu_host=one.cpu_host)
+            for one in facts
+        )
 
     async def check(self, request: Check, permission_for: Callable[[GuestFacts], Permission]) -> CheckReport:
         """Run the preflight of a move that is not made; measure its path and predict it where that is asked.

@@ -9,10 +9,12 @@ import socket
 import stat
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
+from types import MappingProxyType
 
 import anyio
 from anyio.streams.tls import TLSStream
@@ -98,12 +100,16 @@ class Fleet:
         pki.issue(certificates, pki.Role.OPERATOR, "tester")
         self.shared.mkdir(exist_ok=True)
 
-    def issue_from(self, authority: Authority) -> None:
-        """Put certificates of another CA in place of those that `issue` made."""
+    def issue_from(
+        self, authority: Authority, valid_for: Mapping[str, timedelta] = MappingProxyType({})
+    ) -> None:
+        """Put certificates of another CA in place of those that `issue` made; by host, for how long, or for a day."""
         certificates = self.folder / "pki"
         shutil.copy(authority.certificate, certificates / "ca.crt")
         for role, name in (*(("agent", host) for host in HOSTS), ("operator", "tester")):
-            files = authority.issue(f"vmferry://{role}/{name}")
+            files = authority.issue(
+                f"vmferry://{role}/{name}", valid_for=valid_for.get(name, timedelta(days=1))
+            )
             shutil.copy(files.certificate, certificates / f"{role}-{name}.crt")
             key = certificates / f"{role}-{name}.key"
             key.unlink()
@@ -320,19 +326,21 @@ async def running_fleet(
     rules: str = ALLOW_ALL,
     crl: bool = False,
     etcd: str = "",
+    valid_for: Mapping[str, timedelta] = MappingProxyType({}),
 ) -> AsyncIterator[Fleet]:
     """Two agents that know each other, in this process and loop; both end with the block.
 
     `rules` are what both allow. With `crl` they have a list that revokes nobody yet.
     `qemu` are more lines of [guests.qemu]; without any, the agents run no such guests. `authority` issues their
-    certificates where a test needs more of that CA than `agents.pki` gives. `etcd` are lines of [storage.etcd].
+    certificates where a test needs more of that CA than `agents.pki` gives, by host for `valid_for`.
+    `etcd` are lines of [storage.etcd].
     """
     fleet = Fleet(folder, rules=rules, has_crl=crl)
     fleet.issue()
     if crl:
         revoke(folder / "pki", ())
     if authority is not None:
-        fleet.issue_from(authority)
+        fleet.issue_from(authority, valid_for)
     async with anyio.create_task_group() as tasks:
         ports = {host: free_port() for host in HOSTS}
         for host in HOSTS:

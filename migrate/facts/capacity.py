@@ -37,7 +37,8 @@ class CapacityFacts:
     """One host. None is what its kernel or its drivers did not say.
 
     `promised_bytes` and `promised_vcpus` are those of all guests of this agent, running or on their way here, besides
-    the one that it is looked at for. Pressures are the kernel's (PSI, `some avg60`), in percent of the time.
+    the one that it is looked at for; None where that one is leaving, so that nobody asked. Pressures are the kernel's
+    (PSI, `some avg60`), in percent of the time.
     """
 
     physical_bytes: int | None
@@ -47,8 +48,8 @@ class CapacityFacts:
     load_5min: float | None
     memory_pressure: float | None
     cpu_pressure: float | None
-    promised_bytes: int
-    promised_vcpus: int
+    promised_bytes: int | None
+    promised_vcpus: int | None
     memory_overcommit: float
     cpu_overcommit: float
     moves: MoveSlots

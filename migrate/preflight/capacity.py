@@ -180,7 +180,7 @@ def _physical(guest: GuestFacts, host: str, there: CapacityFacts | None) -> Find
 
 
 def _promised_memory(guest: GuestFacts, host: str, there: CapacityFacts | None) -> Finding:
-    if there is None or there.physical_bytes is None:
+    if there is None or there.physical_bytes is None or there.promised_bytes is None:
         return MEMORY_OVERCOMMIT.unknown(f"{host} does not say what it has and has promised")
     promised, ratio = there.promised_bytes + guest.ram_bytes, there.memory_overcommit
     found = (
@@ -237,6 +237,9 @@ def _cpus(inspection: Inspection, there: CapacityFacts | None) -> Iterator[Findi
     found = f"{guest.name} has {vcpus} vCPUs and {host} {cpus} CPUs"
     # KVM runs it all the same, and a guest in distress may have nowhere else to go: the operator decides.
     yield VCPUS.ok(found) if vcpus <= cpus else VCPUS.warning(found)
+    if there.promised_vcpus is None:
+        yield CPU_OVERCOMMIT.unknown(f"{host} does not say how many vCPUs it has promised")
+        return
     promised = there.promised_vcpus + vcpus
     found = (
         f"the other guests on {host} have {there.promised_vcpus} vCPUs, with {guest.name} it would be {promised}: "

@@ -152,9 +152,10 @@ def test_what_was_not_looked_at_is_unknown_and_stops_nothing() -> None:
 
 OPTIONAL = ("physical_bytes", "swap_bytes", "swap_free_bytes", "online_cpus", "load_5min")
 PRESSURES = ("memory_pressure", "cpu_pressure")
+PROMISES = ("promised_bytes", "promised_vcpus")
 
 
-@pytest.mark.parametrize("name", OPTIONAL + PRESSURES)
+@pytest.mark.parametrize("name", OPTIONAL + PRESSURES + PROMISES)
 def test_a_fact_that_the_kernel_does_not_give_is_unknown(name: str) -> None:
     report = examine(there(**{name: None}))
     assert report.is_passed

@@ -33,7 +33,7 @@ LIMITS = LimitSettings(
 
 
 def slots(guest_id: str) -> MoveSlots:
-    return replace(CAPACITY.moves, is_coming=guest_id == "coming")
+    return replace(CAPACITY.moves, is_coming=guest_id == "coming", is_leaving=guest_id == "leaving")
 
 
 async def survey(root: Path, *drivers: Tenants, guest_id: str = "it") -> CapacityFacts:
@@ -90,6 +90,12 @@ async def test_the_guest_s_own_machine_is_promised_nothing_twice(tmp_path: Path)
     drivers = Tenants((machine("it"), machine("other", vcpus=3))), Tenants((machine("third", 4096, 1),))
     facts = await survey(tmp_path, *drivers)
     assert (facts.promised_bytes, facts.promised_vcpus) == ((1 << 30) + 4096, 4)
+
+
+async def test_where_the_guest_leaves_the_others_are_not_disturbed(tmp_path: Path) -> None:
+    driver = Tenants((machine("other"),))
+    facts = await survey(tmp_path, driver, guest_id="leaving")
+    assert (facts.promised_bytes, facts.promised_vcpus, driver.questions) == (None, None, 0)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from typing import Final
 import anyio.to_thread
 
 from agents.config import LimitSettings
+from agents.hypervisors.confinement import ROOT
 from agents.hypervisors.hostmemory import memory_limits
 from agents.hypervisors.inhabitants import Inhabitant, Inhabited
 from migrate.facts import CapacityFacts, MoveSlots
@@ -31,7 +32,7 @@ class CapacitySurveyor:
         drivers: Sequence[Inhabited],
         moves: Callable[[str], MoveSlots],
         *,
-        root: Path = Path("/"),
+        root: Path = ROOT,
     ) -> None:
         """`moves` gives the migrations of this agent, besides those of a guest."""
         self._limits = limits

@@ -21,6 +21,7 @@ class MoveSlots:
     """The migrations of a host, besides one of the guest that it is looked at for.
 
     `is_coming` and `is_leaving`: that guest's own migration, in that direction, is under way and was let in.
+    `in_doubt_job` is one of that guest that nobody is sure of, empty where there is none.
     """
 
     incoming: int
@@ -30,6 +31,7 @@ class MoveSlots:
     is_draining: bool
     is_coming: bool
     is_leaving: bool
+    in_doubt_job: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

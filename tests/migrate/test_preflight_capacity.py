@@ -139,6 +139,14 @@ def test_an_agent_that_is_shut_down_begins_nothing_and_finishes_what_it_began() 
     assert worst("draining", moving_there(is_draining=True, is_leaving=True)) is Severity.REFUSED
 
 
+def test_a_guest_that_somebody_is_in_doubt_about_begins_no_other_move() -> None:
+    assert worst("in-doubt", here(in_doubt_job="f" * 32)) is Severity.REFUSED
+    # It may be the very move that this one goes on with: the destination decides when it is asked to prepare.
+    assert worst("in-doubt", moving_there(in_doubt_job="f" * 32)) is Severity.WARNING
+    found = next(f.found for f in capacity.judge(moving_there(in_doubt_job="f" * 9999)) if "job f" in f.found)
+    assert len(found) < 200
+
+
 def test_what_was_not_looked_at_is_unknown_and_stops_nothing() -> None:
     blind = replace(
         GOOD, guest=replace(FACTS, demand=None), here=Survey(at_s=HERE.at_s), there=Survey(at_s=HERE.at_s)

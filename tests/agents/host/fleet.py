@@ -23,6 +23,7 @@ from agents import pki
 from agents.api import CONTROL_SCHEMA, JobList, JobStarted, JobView, ListJobs, Move, Watch
 from agents.config import load_settings
 from agents.host.agent import HostAgent
+from agents.hypervisors.confinement import ROOT
 from agents.hypervisors.embedded.client import Description, GuestClient, start_guest
 from agents.hypervisors.embedded.errors import EmbeddedError
 from agents.hypervisors.embedded.rundir import GuestPaths
@@ -327,13 +328,14 @@ async def running_fleet(
     crl: bool = False,
     etcd: str = "",
     valid_for: Mapping[str, timedelta] = MappingProxyType({}),
+    roots: Mapping[str, Path] = MappingProxyType({}),
 ) -> AsyncIterator[Fleet]:
     """Two agents that know each other, in this process and loop; both end with the block.
 
     `rules` are what both allow. With `crl` they have a list that revokes nobody yet.
     `qemu` are more lines of [guests.qemu]; without any, the agents run no such guests. `authority` issues their
     certificates where a test needs more of that CA than `agents.pki` gives, by host for `valid_for`.
-    `etcd` are lines of [storage.etcd].
+    `etcd` are lines of [storage.etcd]. A host in `roots` finds its kernel's files there and not in /.
     """
     fleet = Fleet(folder, rules=rules, has_crl=crl)
     fleet.issue()
@@ -345,7 +347,7 @@ async def running_fleet(
         ports = {host: free_port() for host in HOSTS}
         for host in HOSTS:
             config = fleet.write_config(host, ports, limits=limits, embedded=embedded, qemu=qemu, etcd=etcd)
-            agent = fleet.agents[host] = HostAgent(load_settings(config))
+            agent = fleet.agents[host] = HostAgent(load_settings(config), root=roots.get(host, ROOT))
             listening = anyio.Event()
 
             def note(

@@ -15,9 +15,10 @@ from agents.api import Check, CheckReport, Move, Refused, SetLimits
 from migrate.phases import Phase
 from migrate.preflight import Finding, Severity
 from tests.agents.host.conftest import AgentLog
-from tests.agents.host.fleet import ALLOW_ALL, NOISE, SLOW, Fleet, in_precopy, report_of, running_fleet
+from tests.agents.host.fleet import ALLOW_ALL, HOSTS, NOISE, SLOW, Fleet, in_precopy, report_of, running_fleet
 from tests.agents.host.qemu_guests import qemu_fleet
 from tests.agents.hypervisors.qemu.conftest import needs_qemu
+from tests.agents.survey.trees import host
 from tests.transport.certificates import Authority
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -133,6 +134,37 @@ async def test_certificates_that_end_soon_are_said_for_each_end(folder: Path, ag
         agent_log.lines.clear()
         fleet.agents["host-b"].reload()
         await agent_log.until("certificates read again")
+        assert of(Severity.REFUSED, await check(fleet)) == {}
+
+
+async def test_what_the_kernels_say_is_what_the_check_says(folder: Path) -> None:
+    """Both kernels are made up: machines under test have neither SELinux nor AppArmor, and swap nothing."""
+    roots = {name: host(folder / f"root-{name}") for name in HOSTS}
+    for root in roots.values():
+        root.write("sys/fs/selinux/enforce", "1")
+        root.write("sys/module/apparmor/parameters/enabled", "Y\n")
+        root.write("sys/kernel/security/apparmor/profiles", "somebody-else (enforce)\n")
+        root.write("proc/self/attr/current", "system_u:system_r:svirt_t:s0\0")
+    roots["host-a"].write("etc/selinux/config", "SELINUXTYPE=targeted\n")
+    roots["host-b"].write("etc/selinux/config", "SELINUXTYPE=mls\n")
+    roots["host-b"].write("proc/loadavg", "9.00 9.00 9.00 4/127 9896\n")
+    # 8 GiB of memory there, but no more than 32 MiB for the agent and its guests.
+    roots["host-b"].write("sys/fs/cgroup/agents/memory.max", f"{32 << 20}\n")
+    async with running_fleet(folder, roots={name: root.folder for name, root in roots.items()}) as fleet:
+        guest = fleet.start_guest("host-a").guest_id
+        pid = fleet.describe("host-a", guest).pid
+        roots["host-a"].write(f"proc/{pid}/attr/current", "system_u:system_r:svirt_t:s0:c1,c2\0")
+        roots["host-a"].write(f"proc/{pid}/attr/apparmor/current", f"libvirt-{guest} (enforce)\n")
+        found = await refused(fleet)
+        assert set(found) == {"selinux", "apparmor", "memory-physical", "memory-overcommit"}
+        assert "svirt_t:s0:c1,c2" in found["selinux"]
+        assert f"libvirt-{guest}" in found["apparmor"]
+        warnings = of(Severity.WARNING, await check(fleet))
+        assert set(warnings) == {"load", "pressure"}
+        # Mended, one after the other.
+        roots["host-b"].write("etc/selinux/config", "SELINUXTYPE=targeted\n")
+        roots["host-b"].write("sys/kernel/security/apparmor/profiles", f"libvirt-{guest} (enforce)\n")
+        roots["host-b"].write("sys/fs/cgroup/agents/memory.max", "max\n")
         assert of(Severity.REFUSED, await check(fleet)) == {}
 
 

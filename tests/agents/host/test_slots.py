@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 from agents.config import LimitSettings
 from agents.host.jobs import Job, JobTable
 from agents.metrics import AgentMetrics
 from migrate.facts import MoveSlots
+from migrate.phases import Phase
 
 LIMITS = LimitSettings(
     outgoing=3,
@@ -56,6 +59,16 @@ def test_a_guest_s_own_migration_is_none_of_the_others() -> None:
     assert (of_a.outgoing, of_a.incoming, of_a.is_leaving, of_a.is_coming) == (1, 1, True, False)
     assert (of_c.outgoing, of_c.incoming, of_c.is_leaving, of_c.is_coming) == (2, 0, False, True)
     assert (of_d.outgoing, of_d.incoming, of_d.is_leaving, of_d.is_coming) == (2, 1, False, False)
+    # What nobody works on any more takes no place either, but it is not over.
+    doubtful = begin("e", is_outgoing=False)
+    for old, new in itertools.pairwise(
+        (Phase.SETUP, Phase.PRECOPY, Phase.STOP, Phase.SWITCHOVER, Phase.IN_DOUBT)
+    ):
+        doubtful.phase_changed(old, new, "")
+    assert slots("e").in_doubt_job == ""
+    doubtful.ended(None)
+    assert (slots("e").in_doubt_job, slots("e").is_coming) == (doubtful.job_id, False)
+    assert slots("d").in_doubt_job == ""
     # What has ended takes no place.
     leaving.ended(None)
     assert (slots("d").outgoing, slots("a").is_leaving) == (1, False)

@@ -320,14 +320,16 @@ async def running_fleet(
     rules: str = ALLOW_ALL,
     crl: bool = False,
     etcd: str = "",
+    fronts: dict[str, str] | None = None,
 ) -> AsyncIterator[Fleet]:
     """Two agents that know each other, in this process and loop; both end with the block.
 
     `rules` are what both allow. With `crl` they have a list that revokes nobody yet.
     `qemu` are more lines of [guests.qemu]; without any, the agents run no such guests. `authority` issues their
     certificates where a test needs more of that CA than `agents.pki` gives. `etcd` are lines of [storage.etcd].
+    `fronts` are the addresses where peers find a host, and where the test puts something in front of it.
     """
-    fleet = Fleet(folder, rules=rules, has_crl=crl)
+    fleet = Fleet(folder, rules=rules, has_crl=crl, fronts=fronts or {})
     fleet.issue()
     if crl:
         revoke(folder / "pki", ())

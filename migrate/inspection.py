@@ -14,8 +14,8 @@ import anyio
 from migrate.facts import PathFacts
 from migrate.messages import PROTOCOL, Inspect, Inspected
 from migrate.ports import Caller, HostSurvey, Hypervisor, RunningGuest, SharedStorage
-from migrate.preflight import Inspection, PreflightReport, examine
-from transport.errors import PeerMisbehaved
+from migrate.preflight import Inspection, PreflightReport, examine, examine_unreached
+from transport.errors import PeerGone, PeerMisbehaved, TransportError, UntrustedPeer, VersionMismatch
 
 __all__ = ["Asker", "dry_run", "run_preflight"]
 
@@ -110,6 +110,7 @@ async def dry_run(
     host_survey: HostSurvey,
     *,
     source_host: str,
+    destination: str,
     timeout_s: float,
     time_limit_s: float = 0.0,
     look_at_path: Callable[[Asker], Awaitable[PathFacts]] | None = None,
@@ -117,12 +118,20 @@ async def dry_run(
     """Run the preflight of a move that is not made; also give what was found of the path.
 
     `time_limit_s` is what a move may take, 0 for as long as it likes. The path is looked at when the guest is held no
-    longer: that takes a second, in which somebody may want to move it.
+    longer: that takes a second, in which somebody may want to move it. A destination that does not answer is a finding.
+
+    Raises:
+        PeerRefused: the destination answered that it will not be asked.
     """
     asker = Asker(caller, timeout_s)
     guest = await hypervisor.open_guest(guest_id)
     try:
         inspection = await _look(guest, asker, storage, host_survey, source_host=source_host)
+    except (PeerGone, PeerMisbehaved, UntrustedPeer, VersionMismatch) as exc:
+        # The first cause: that the link was down for no time at all, as a call without an outage says, tells nothing.
+        cause = exc.__cause__ if isinstance(exc.__cause__, TransportError) else exc
+        report = examine_unreached(guest.facts, source_host=source_host, host=destination, cause=str(cause))
+        return report, None
     finally:
         with anyio.CancelScope(shield=True):
             await guest.release()

@@ -131,6 +131,7 @@ class Outgoing:
                 self._host.storage,
                 self._host.survey,
                 source_host=self._host.settings.agent.name,
+                destination=to,
                 timeout_s=self._host.settings.limits.outage_s,
                 time_limit_s=self._host.settings.defaults.timeout_s,
                 look_at_path=look_at_path,

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from migrate.facts import GuestFacts
 from migrate.preflight.evidence import Inspection
 from migrate.preflight.report import Check, Finding
 
-__all__ = ["CHECKS", "GUEST_BLOCKED", "OBJECTIONS", "judge"]
+__all__ = ["CHECKS", "GUEST_BLOCKED", "OBJECTIONS", "judge", "judge_blockers"]
 
 GUEST_BLOCKED: Final = Check(
     check_id="guest-blocked",
@@ -94,10 +95,7 @@ CHECKS: Final = (GUEST_BLOCKED, *OBJECTIONS.values())
 def judge(inspection: Inspection) -> Iterator[Finding]:
     """Judge what blocks the guest, and pass on what the destination's driver has against it."""
     guest, host = inspection.guest, inspection.host
-    for blocker in guest.blockers:
-        yield GUEST_BLOCKED.refused(f"{guest.name} cannot be moved as it is: {blocker}")
-    if not guest.blockers:
-        yield GUEST_BLOCKED.ok(f"nothing ties {guest.name} to {inspection.source_host}")
+    yield from judge_blockers(guest, inspection.source_host)
     for objection in inspection.objections:
         check = OBJECTIONS.get(objection.check, GUEST_SPEC)
         yield check.refused(f"{host.name}: {objection.found}", objection.remedy or None)
@@ -107,3 +105,11 @@ def judge(inspection: Inspection) -> Iterator[Finding]:
     for check_id, check in OBJECTIONS.items():
         if check_id not in objected:
             yield check.ok(f"{host.name} has nothing against it")
+
+
+def judge_blockers(guest: GuestFacts, source_host: str) -> Iterator[Finding]:
+    """Judge what blocks the guest, which needs no word of the destination."""
+    for blocker in guest.blockers:
+        yield GUEST_BLOCKED.refused(f"{guest.name} cannot be moved as it is: {blocker}")
+    if not guest.blockers:
+        yield GUEST_BLOCKED.ok(f"nothing ties {guest.name} to {source_host}")

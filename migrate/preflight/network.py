@@ -20,6 +20,7 @@ __all__ = [
     "WARN_MTU_BYTES",
     "WARN_ROUND_TRIP_S",
     "judge",
+    "unreached",
 ]
 
 REACHABLE: Final = Check(
@@ -76,6 +77,15 @@ def judge(inspection: Inspection) -> Iterator[Finding]:
     yield _round_trip(inspection, path)
     yield _mtu(inspection, path)
     yield _throughput(inspection, path)
+
+
+def unreached(source_host: str, host: str, cause: str) -> Finding:
+    """Say that the destination's agent was not to be had."""
+    return REACHABLE.refused(
+        f"{source_host} cannot talk to the agent of {host}: {cause}",
+        f"See that the agent of {host} runs, that address in [peers.{host}] of {source_host} is where it listens, and "
+        "that TCP gets through to that port",
+    )
 
 
 def _way(inspection: Inspection) -> str:

@@ -7,7 +7,7 @@ import pytest
 
 from migrate.facts import PathFacts
 from migrate.messages import Commit, Load
-from migrate.preflight import Finding, Inspection, Severity, examine
+from migrate.preflight import AREAS, Finding, Inspection, Severity, examine, examine_unreached
 from migrate.preflight.network import SWITCHOVER_ROUND_TRIPS, WARN_MTU_BYTES, WARN_ROUND_TRIP_S
 from tests.migrate.test_preflight import GOOD
 from tests.migrate.world import FACTS, InMemorySender, World
@@ -47,6 +47,20 @@ def test_a_data_port_that_cannot_be_reached_is_refused_with_the_port_and_both_ho
     assert "7701" in reachable.remedy
     assert found["throughput"].severity is Severity.UNKNOWN
     assert "no connection" in found["throughput"].found
+
+
+def test_a_destination_that_is_not_reached_leaves_every_check_with_a_finding() -> None:
+    blocked = replace(FACTS, blockers=("VFIO", "a job"))
+    report = examine_unreached(blocked, source_host="host-a", host="host-b", cause="no answer")
+    assert {one.check for one in report.findings} == {
+        check.check_id for area in AREAS for check in area.CHECKS
+    }
+    refused = report.of(Severity.REFUSED)
+    assert [one.check for one in refused] == ["guest-blocked", "guest-blocked", "reachable"]
+    assert "VFIO" in refused[0].found
+    assert "a job" in refused[1].found
+    assert "no answer" in refused[2].found
+    assert not report.is_passed
 
 
 def test_a_destination_that_names_no_port_is_refused() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from agents.api import Check, CheckReport, Refused
 from agents.demo.proxy import Proxy
-from migrate.preflight import Finding, PreflightReport, Severity
+from migrate.preflight import AREAS, Finding, PreflightReport, Severity
 from tests.agents.host.conftest import AgentLog
 from tests.agents.host.fleet import ALLOW_ALL, Fleet, running_fleet
 from tests.agents.host.network import FRONTS
@@ -67,10 +67,10 @@ class OnlyGreetings(Proxy):
 
 
 @asynccontextmanager
-async def through(fleet: Fleet, data: Proxy | None) -> AsyncIterator[None]:
-    """Let host-a find host-b at its front: the control port as it is, the data port through `data` or not at all."""
+async def through(fleet: Fleet, data: Proxy | None, control: Proxy | None = None) -> AsyncIterator[None]:
+    """Let host-a find host-b at its front: the data port through `data` or not at all."""
     async with contextlib.AsyncExitStack() as stack, anyio.create_task_group() as tasks:
-        ways: list[tuple[Proxy, int]] = [(Proxy("127.0.0.1"), fleet.control_ports["host-b"])]
+        ways: list[tuple[Proxy, int]] = [(control or Proxy("127.0.0.1"), fleet.control_ports["host-b"])]
         if data is not None:
             ways.append((data, fleet.data_ports["host-b"]))
         for proxy, port in ways:
@@ -139,6 +139,7 @@ async def test_a_check_measures_what_pages_would_get(folder: Path, agent_log: Ag
     assert agent_log.count("data connection ended") == 0
 
 
+@pytest.mark.slow
 async def test_a_check_that_measures_nothing_still_reaches_the_data_port(folder: Path) -> None:
     async with running_fleet(folder) as fleet:
         fleet.start_guest("host-a")
@@ -152,6 +153,7 @@ async def test_a_check_that_measures_nothing_still_reaches_the_data_port(folder:
 
 
 @pytest.mark.parametrize("rate", [10 * MIB_S, 1 * MIB_S])
+@pytest.mark.slow
 async def test_a_slow_link_is_measured_as_slow_as_it_is(folder: Path, rate: int) -> None:
     link = Slow(rate)
     async with fronted(folder, link) as fleet:
@@ -164,6 +166,7 @@ async def test_a_slow_link_is_measured_as_slow_as_it_is(folder: Path, rate: int)
     assert achieved / 1.5 < measured < rate * 1.5
 
 
+@pytest.mark.slow
 async def test_the_configured_bandwidth_holds_for_a_measurement_too(folder: Path) -> None:
     async with running_fleet(folder, 'bandwidth = "8MiB/s"') as fleet:
         fleet.start_guest("host-a")
@@ -192,6 +195,7 @@ async def test_a_closed_data_port_is_a_finding_beside_all_others(folder: Path, m
 
 
 @pytest.mark.parametrize("measures", [True, False])
+@pytest.mark.slow
 async def test_a_data_port_that_swallows_packets_is_found_in_time(folder: Path, measures: bool) -> None:
     """A full backlog drops what asks for a connection, as a firewall does."""
     async with fronted(folder, None) as fleet:
@@ -211,6 +215,50 @@ async def test_a_data_port_that_swallows_packets_is_found_in_time(folder: Path, 
     assert took_s < 2 + MOST_S
 
 
+async def test_a_control_port_that_cannot_be_reached_is_a_finding_and_hides_no_other(folder: Path) -> None:
+    async with running_fleet(folder, fronts={"host-b": FRONT}) as fleet:
+        fleet.start_guest("host-a")
+        report = await checked(fleet)
+        port = str(fleet.control_ports["host-b"])
+    (refused,) = PreflightReport(findings=report.findings).of(Severity.REFUSED)
+    assert refused.check == "reachable"
+    assert f"{FRONT}:{port}" in refused.found
+    assert "[peers.host-b]" in refused.remedy
+    assert finding(report, "guest-blocked").severity is Severity.OK
+    assert {one.check for one in report.findings} == {
+        check.check_id for area in AREAS for check in area.CHECKS
+    }
+    assert report.path is None
+
+
+class Delayed(Proxy):
+    """A long way: everything takes so long in either direction."""
+
+    def __init__(self, delay_s: float) -> None:
+        super().__init__("127.0.0.1")
+        self._delay_s = delay_s
+
+    async def carry(self, chunk: bytes, sink: anyio.abc.SocketStream) -> bool:
+        await anyio.sleep(self._delay_s)
+        await sink.send(chunk)
+        return True
+
+
+@pytest.mark.slow
+async def test_a_long_way_is_a_warning_that_tells_what_it_costs(folder: Path) -> None:
+    fronts = {"host-b": FRONT}
+    async with running_fleet(folder, 'outage = "5s"', fronts=fronts) as fleet:
+        fleet.start_guest("host-a")
+        async with through(fleet, Proxy("127.0.0.1"), control=Delayed(0.03)):
+            report = await checked(fleet, measures=False)
+    assert report.path is not None
+    assert report.path.ping_s
+    assert 0.06 <= report.path.ping_s < 0.5
+    warned = finding(report, "round-trip")
+    assert warned.severity is Severity.WARNING
+    assert f"{3 * report.path.ping_s * 1e3:.1f} ms of downtime" in warned.found
+
+
 class HangsUp(Proxy):
     """Somebody else at that port, who has nothing to say."""
 
@@ -218,6 +266,7 @@ class HangsUp(Proxy):
         await near.aclose()
 
 
+@pytest.mark.slow
 async def test_somebody_else_behind_the_data_port_is_not_taken_for_the_destination(folder: Path) -> None:
     async with fronted(folder, HangsUp("127.0.0.1")) as fleet:
         for measures in (True, False):
@@ -226,6 +275,7 @@ async def test_somebody_else_behind_the_data_port_is_not_taken_for_the_destinati
             assert refused.check == "reachable"
 
 
+@pytest.mark.slow
 async def test_a_path_on_which_nothing_but_greetings_passes_is_refused(folder: Path) -> None:
     async with fronted(folder, OnlyGreetings("127.0.0.1")) as fleet:
         report = await checked(fleet)
@@ -235,6 +285,7 @@ async def test_a_path_on_which_nothing_but_greetings_passes_is_refused(folder: P
     assert finding(report, "reachable").severity is Severity.OK
 
 
+@pytest.mark.slow
 async def test_two_checks_at_once_measure_one_after_the_other(folder: Path) -> None:
     async with running_fleet(folder) as fleet:
         fleet.start_guest("host-a")
@@ -249,6 +300,7 @@ async def test_two_checks_at_once_measure_one_after_the_other(folder: Path) -> N
     assert [one.path is not None and bool(one.path.goodput_bytes_per_s) for one in reports] == [True, True]
 
 
+@pytest.mark.slow
 async def test_who_may_send_no_guests_may_not_measure(folder: Path) -> None:
     rules = ALLOW_ALL.replace('agents = ["*"]', 'agents = ["host-c"]')
     async with running_fleet(folder, rules=rules) as fleet:

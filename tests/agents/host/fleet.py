@@ -343,6 +343,7 @@ async def running_fleet(
     shared_at: Mapping[str, Path] = MappingProxyType({}),
     valid_for: Mapping[str, timedelta] = MappingProxyType({}),
     roots: Mapping[str, Path] = MappingProxyType({}),
+    fronts: Mapping[str, str] = MappingProxyType({}),
 ) -> AsyncIterator[Fleet]:
     """Two agents that know each other, in this process and loop; both end with the block.
 
@@ -350,9 +351,10 @@ async def running_fleet(
     list that revokes nobody yet. `shared_at` is the storage of a host that does not see what the others do.
     `qemu` are more lines of [guests.qemu]; without any, the agents run no such guests. `authority` issues their
     certificates where a test needs more of that CA than `agents.pki` gives, by host for `valid_for`.
-    `etcd` are lines of [storage.etcd]. A host in `roots` finds its kernel's files there and not in /.
+    `etcd` are lines of [storage.etcd]. A host in `roots` finds its kernel's files there and not in /. `fronts` are the
+    addresses where peers find a host, and where the test puts something in front of it.
     """
-    fleet = Fleet(folder, rules=rules, has_crl=crl, shared_at=dict(shared_at))
+    fleet = Fleet(folder, rules=rules, has_crl=crl, shared_at=dict(shared_at), fronts=dict(fronts))
     fleet.issue()
     if crl:
         revoke(folder / "pki", ())

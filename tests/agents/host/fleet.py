@@ -119,6 +119,7 @@ class Fleet:
         embedded: str = "",
         qemu: str = "",
         etcd: str = "",
+        storage: str = "",
         event_loop: str = "asyncio",
     ) -> Path:
         """Write one agent's configuration; it listens on its own of `control_ports`, its peers on theirs."""
@@ -145,6 +146,7 @@ key = "pki/agent-{host}.key"
 {'crl = "pki/ca.crl"' if self.has_crl else ""}
 {self.rules}[storage]
 shared_dirs = ["{self.shared}"]
+{storage}
 {etcd and "[storage.etcd]"}
 {etcd}
 [guests.embedded]
@@ -320,12 +322,14 @@ async def running_fleet(
     rules: str = ALLOW_ALL,
     crl: bool = False,
     etcd: str = "",
+    storage: str = "",
 ) -> AsyncIterator[Fleet]:
     """Two agents that know each other, in this process and loop; both end with the block.
 
     `rules` are what both allow. With `crl` they have a list that revokes nobody yet.
     `qemu` are more lines of [guests.qemu]; without any, the agents run no such guests. `authority` issues their
-    certificates where a test needs more of that CA than `agents.pki` gives. `etcd` are lines of [storage.etcd].
+    certificates where a test needs more of that CA than `agents.pki` gives. `etcd` are lines of [storage.etcd],
+    `storage` of [storage].
     """
     fleet = Fleet(folder, rules=rules, has_crl=crl)
     fleet.issue()
@@ -336,7 +340,9 @@ async def running_fleet(
     async with anyio.create_task_group() as tasks:
         ports = {host: free_port() for host in HOSTS}
         for host in HOSTS:
-            config = fleet.write_config(host, ports, limits=limits, embedded=embedded, qemu=qemu, etcd=etcd)
+            config = fleet.write_config(
+                host, ports, limits=limits, embedded=embedded, qemu=qemu, etcd=etcd, storage=storage
+            )
             agent = fleet.agents[host] = HostAgent(load_settings(config))
             listening = anyio.Event()
 

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import anyio
 import pytest
 
+import agents.storage as storage_module
 from agents.storage import SharedDirs
+from agents.storageproof.places import SharedPlaces
 from agents.storageproof.probes import MAX_PROBES, NONCE_BYTES, PROBE_PREFIX
 from migrate.facts import DiskFacts, DiskKind
-from migrate.preflight import LockAnswer, Probe
+from migrate.preflight import LockAnswer, Probe, Reading
 
 pytestmark = pytest.mark.anyio
 
@@ -116,3 +119,23 @@ async def test_a_peer_asks_for_no_more_probes_than_a_guest_has_disks(tmp_path: P
     probe = Probe(disk="d", path="", image=str(image), offsets=(0,) * 1000)
     readings = await SharedDirs([tmp_path]).read_probes([probe] * (MAX_PROBES + 1))
     assert len(readings) == MAX_PROBES
+
+
+async def test_a_storage_that_hangs_is_the_finding_of_its_own_disk_alone(
+    tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    well, ends = storage_module.answer, threading.Event()
+
+    def hang(probe: Probe, places: SharedPlaces) -> Reading:
+        if probe.disk == "hanging":
+            ends.wait(10)
+        return well(probe, places)
+
+    monkeypatch.setattr(storage_module, "answer", hang)
+    probes = [Probe(disk=name, path="", image=str(image)) for name in ("hanging", "well")]
+    hanging, good = await SharedDirs([tmp_path], timeout_s=0.2).read_probes(probes)
+    ends.set()
+    assert good.image is not None
+    assert not good.image.error
+    assert hanging.image is not None
+    assert "did not answer" in hanging.image.error

@@ -10,7 +10,7 @@ import pytest
 import agents.storage as storage_module
 from agents.storage import SharedDirs
 from agents.storageproof.places import SharedPlaces
-from agents.storageproof.probes import MAX_PROBES, NONCE_BYTES, PROBE_PREFIX
+from agents.storageproof.probes import MAX_PROBES, NONCE_BYTES, PROBE_PREFIX, answer
 from migrate.facts import DiskFacts, DiskKind
 from migrate.preflight import LockAnswer, Probe, Reading
 
@@ -124,12 +124,12 @@ async def test_a_peer_asks_for_no_more_probes_than_a_guest_has_disks(tmp_path: P
 async def test_a_storage_that_hangs_is_the_finding_of_its_own_disk_alone(
     tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    well, ends = storage_module.answer, threading.Event()
+    ends = threading.Event()
 
     def hang(probe: Probe, places: SharedPlaces) -> Reading:
         if probe.disk == "hanging":
             ends.wait(10)
-        return well(probe, places)
+        return answer(probe, places)
 
     monkeypatch.setattr(storage_module, "answer", hang)
     probes = [Probe(disk=name, path="", image=str(image)) for name in ("hanging", "well")]

@@ -5,6 +5,7 @@ Law: files are made in a folder of the test's own, one that is removed at exit.
 
 from __future__ import annotations
 
+import struct
 import tempfile
 from pathlib import Path
 from typing import Final, cast
@@ -18,6 +19,7 @@ from agents.errors import ConfigInvalid, JournalCorrupt, QuantityInvalid
 from agents.hypervisors.qemu.errors import QemuGone, QmpFailed
 from agents.hypervisors.qemu.qmp import Qmp
 from agents.journal import JournalEntry, JournalFile, read_journal
+from agents.storageproof.formats import MAX_NAME_BYTES, FormatInvalid, format_of, parse_qcow2
 from agents.units import parse_duration, parse_rate, parse_size
 from memory.codec import MAX_BATCH_PAGES, MAX_PAYLOAD_BYTES, BatchDecoder, BatchEncoder
 from memory.errors import CodecError
@@ -70,6 +72,23 @@ def _batch_seeds() -> tuple[bytes, ...]:
 
 def _fuzz_ownership(data: bytes) -> None:
     law(parse_record(format_record(parse_record(data))) == parse_record(data), "a record does not come back")
+
+
+def _fuzz_image(data: bytes) -> None:
+    law(format_of(data), "an image of no format")
+    header = parse_qcow2(data)
+    law(format_of(data) == "qcow2", "a header of another format")
+    for name in (header.backing, header.backing_format, header.data_file):
+        law(len(name.encode()) <= MAX_NAME_BYTES and "\0" not in name, "a name that is none")
+    law(header.virtual_bytes < 1 << 63, "a size that does not travel")
+
+
+def _image_seeds() -> tuple[bytes, ...]:
+    """Headers as docs/interop/qcow2.txt has them: version 3 with a backing file and its format, and version 2."""
+    extension = struct.pack(">II8sII8sII", 0xE2792ACA, 3, b"raw", 0x44415441, 4, b"data", 0, 0)
+    fixed = struct.pack(">4sIQIIQ", b"QFI\xfb", 3, 104 + len(extension), 8, 16, 1 << 20).ljust(72, b"\0")
+    newer = fixed + struct.pack(">Q", 4) + bytes(20) + struct.pack(">I", 104) + extension + b"base.raw"
+    return newer, struct.pack(">4sIQIIQ", b"QFI\xfb", 2, 0, 0, 16, 1 << 20).ljust(80, b"\0")
 
 
 def _fuzz_journal(data: bytes) -> None:
@@ -191,5 +210,12 @@ TARGETS: Final = (
         fuzz=_fuzz_qmp,
         allowed=(QmpFailed, QemuGone),
         seeds=lambda: (b'{"QMP": {"version": {}}}\n', b'{"event": "STOP", "timestamp": {"seconds": 1}}\n'),
+    ),
+    Target(
+        name="disk-image",
+        law="a header whose names have limits and no NUL, or FormatInvalid; any other image has a format",
+        fuzz=_fuzz_image,
+        allowed=(FormatInvalid,),
+        seeds=_image_seeds,
     ),
 )

@@ -14,7 +14,17 @@ from typing import Final
 from memory.layout import PAGE_BYTES
 from migrate.stats import RoundStats
 
-__all__ = ["Decision", "Next", "OnTimeout", "Policy", "decide", "predicted_downtime_s"]
+__all__ = [
+    "ASSUMED_FIXED_S",
+    "ASSUMED_GOODPUT_BYTES_PER_S",
+    "TELLING_PAGES",
+    "Decision",
+    "Next",
+    "OnTimeout",
+    "Policy",
+    "decide",
+    "predicted_downtime_s",
+]
 
 # Another round is worth its time while it leaves less than so much of what is left to copy at the stop. Within
 # the limit that time is bounded: rounds that shrink by a fifth cost at most five downtimes together.
@@ -24,6 +34,12 @@ NEGLIGIBLE_LAST_PAGES_S: Final = 0.001
 # Rounds without a new minimum of dirty pages before the planner calls it: the write rate of a real guest
 # swings, and a single worse round says nothing.
 STALLED_ROUNDS: Final = 12
+# Pause, device state, load and resume together, before they are measured: 3-8 ms with an embedded guest.
+ASSUMED_FIXED_S: Final = 0.008
+# A round of fewer pages says more about thread wake-ups than about the link.
+TELLING_PAGES: Final = 256
+# What a link is taken to carry before a round has told: the slowest that anybody builds for migration.
+ASSUMED_GOODPUT_BYTES_PER_S: Final = 100e6
 
 
 class OnTimeout(StrEnum):

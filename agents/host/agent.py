@@ -17,6 +17,7 @@ import logging
 import signal
 from collections.abc import Callable
 from http import HTTPStatus
+from pathlib import Path
 from typing import Final
 
 import anyio
@@ -40,6 +41,7 @@ from agents.host.outgoing import MIGRATION_SCHEMA, Outgoing
 from agents.host.parts import HostParts
 from agents.host.recovery import Recovery
 from agents.httpd import Page, serve_pages
+from agents.hypervisors.confinement import ROOT
 from agents.hypervisors.embedded.driver import EmbeddedHypervisor
 from agents.hypervisors.inhabitants import Inhabited
 from agents.hypervisors.qemu.allowed import qemu_host
@@ -75,7 +77,8 @@ CLOSE_S: Final = 2.0
 class HostAgent:
     """One agent. `run` ends when it was told to end and all migrations have."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, root: Path = ROOT) -> None:
+        """`root` is where the kernel's /proc and /sys are looked for, by whoever surveys this host."""
         self._settings = settings
         hypervisors: dict[str, Hypervisor] = {}
         inhabited: list[Inhabited] = []
@@ -85,12 +88,15 @@ class HostAgent:
                 settings.agent.name,
                 memory_limit_bytes=settings.embedded.memory_limit_bytes,
                 disk_dirs=settings.shared_dirs,
+                root=root,
             )
             hypervisors[embedded.name] = embedded
             inhabited.append(embedded)
         if settings.qemu is not None:
             qemu = QemuHypervisor(
-                qemu_host(settings.qemu, settings.shared_dirs, settings.shared_devices), settings.agent.name
+                qemu_host(settings.qemu, settings.shared_dirs, settings.shared_devices),
+                settings.agent.name,
+                root=root,
             )
             hypervisors[qemu.name] = qemu
             inhabited.append(qemu)
@@ -106,8 +112,8 @@ class HostAgent:
             hypervisors=hypervisors,
             storage=self._storage,
             survey=HostSurveyor(
-                capacity=CapacitySurveyor(settings.limits, inhabited, self._moves_besides),
-                security=SecuritySurveyor(inhabited, self._certificates),
+                capacity=CapacitySurveyor(settings.limits, inhabited, self._moves_besides, root=root),
+                security=SecuritySurveyor(inhabited, self._certificates, root=root),
             ),
             jobs=self._jobs,
             metrics=self._metrics,

@@ -13,6 +13,7 @@ from agents.authorization import RIGHT_FOR, AccessPolicy, Action, GuestNames, Ri
 from agents.host.audittrail import AuditTrail
 from migrate.errors import SetupRefused
 from migrate.facts import GuestFacts, Permission
+from migrate.forecast import PastMove
 from migrate.messages import DENIED
 from transport.errors import PeerRefused
 from transport.tls import Identity, Role
@@ -82,6 +83,20 @@ class Gate:
             for view in jobs
             if self._policy.decide(
                 peer, Action.JOBS, guest=GuestNames(name=view.guest_name, guest_id=view.guest_id)
+            ).is_allowed
+        )
+
+    def predictions_for(self, peer: Identity, moves: Iterable[PastMove]) -> tuple[PastMove, ...]:
+        """Give those of the predictions whose guests the peer may see."""
+        return tuple(
+            one
+            for one in moves
+            if self._policy.decide(
+                peer,
+                Action.PREDICTIONS,
+                guest=GuestNames(
+                    name=one.prediction.conditions.guest_name, guest_id=one.prediction.conditions.guest_id
+                ),
             ).is_allowed
         )
 

@@ -242,6 +242,7 @@ class JobTable:
             is_draining=is_draining,
             is_coming=len(others_coming) < len(incoming),
             is_leaving=len(others_leaving) < len(outgoing),
+            in_doubt_job=next((job.job_id for job in self.in_doubt() if job.guest_id == guest_id), ""),
         )
 
     def in_doubt(self) -> list[Job]:

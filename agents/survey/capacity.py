@@ -13,8 +13,9 @@ from typing import Final
 import anyio.to_thread
 
 from agents.config import LimitSettings
+from agents.hypervisors.confinement import ROOT
 from agents.hypervisors.hostmemory import memory_limits
-from agents.hypervisors.inhabitants import Inhabited
+from agents.hypervisors.inhabitants import Inhabitant, Inhabited
 from migrate.facts import CapacityFacts, MoveSlots
 
 __all__ = ["CapacitySurveyor"]
@@ -31,7 +32,7 @@ class CapacitySurveyor:
         drivers: Sequence[Inhabited],
         moves: Callable[[str], MoveSlots],
         *,
-        root: Path = Path("/"),
+        root: Path = ROOT,
     ) -> None:
         """`moves` gives the migrations of this agent, besides those of a guest."""
         self._limits = limits
@@ -41,9 +42,16 @@ class CapacitySurveyor:
 
     async def survey(self, guest_id: str) -> CapacityFacts:
         """Give what there is, and what is promised to other guests than this one."""
-        others = [
-            one for driver in self._drivers for one in await driver.inhabitants() if one.guest_id != guest_id
-        ]
+        moves = self._moves(guest_id)
+        others: list[Inhabitant] | None = None
+        if not moves.is_leaving:
+            # The preflight before the switchover needs no word of the guests that stay at the source.
+            others = [
+                one
+                for driver in self._drivers
+                for one in await driver.inhabitants()
+                if one.guest_id != guest_id
+            ]
         memory, cpus, load, memory_pressure, cpu_pressure = await anyio.to_thread.run_sync(self._read)
         return CapacityFacts(
             physical_bytes=memory.get("MemTotal"),
@@ -53,11 +61,11 @@ class CapacitySurveyor:
             load_5min=load,
             memory_pressure=memory_pressure,
             cpu_pressure=cpu_pressure,
-            promised_bytes=sum(one.ram_bytes for one in others),
-            promised_vcpus=sum(one.vcpus for one in others),
+            promised_bytes=None if others is None else sum(one.ram_bytes for one in others),
+            promised_vcpus=None if others is None else sum(one.vcpus for one in others),
             memory_overcommit=self._limits.memory_overcommit,
             cpu_overcommit=self._limits.cpu_overcommit,
-            moves=self._moves(guest_id),
+            moves=moves,
         )
 
     def _read(self) -> tuple[dict[str, int], int | None, float | None, float | None, float | None]:

@@ -15,7 +15,7 @@ from typing import Final
 
 import anyio.to_thread
 
-from agents.hypervisors.confinement import has_apparmor, has_selinux, profile_of, selinux_label_of
+from agents.hypervisors.confinement import ROOT, has_apparmor, has_selinux, profile_of, selinux_label_of
 from agents.hypervisors.inhabitants import Inhabited
 from migrate.facts import (
     ApparmorFacts,
@@ -56,7 +56,7 @@ class SecuritySurveyor:
         drivers: Sequence[Inhabited],
         certificates: Callable[[], CertificateFacts | None],
         *,
-        root: Path = Path("/"),
+        root: Path = ROOT,
         knows_label: Callable[[Path, str], bool | None] = ask_kernel,
     ) -> None:
         self._drivers = drivers

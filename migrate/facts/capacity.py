@@ -21,6 +21,7 @@ class MoveSlots:
     """The migrations of a host, besides one of the guest that it is looked at for.
 
     `is_coming` and `is_leaving`: that guest's own migration, in that direction, is under way and was let in.
+    `in_doubt_job` is one of that guest that nobody is sure of, empty where there is none.
     """
 
     incoming: int
@@ -30,6 +31,7 @@ class MoveSlots:
     is_draining: bool
     is_coming: bool
     is_leaving: bool
+    in_doubt_job: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +39,8 @@ class CapacityFacts:
     """One host. None is what its kernel or its drivers did not say.
 
     `promised_bytes` and `promised_vcpus` are those of all guests of this agent, running or on their way here, besides
-    the one that it is looked at for. Pressures are the kernel's (PSI, `some avg60`), in percent of the time.
+    the one that it is looked at for; None where that one is leaving, so that nobody asked. Pressures are the kernel's
+    (PSI, `some avg60`), in percent of the time.
     """
 
     physical_bytes: int | None
@@ -47,8 +50,8 @@ class CapacityFacts:
     load_5min: float | None
     memory_pressure: float | None
     cpu_pressure: float | None
-    promised_bytes: int
-    promised_vcpus: int
+    promised_bytes: int | None
+    promised_vcpus: int | None
     memory_overcommit: float
     cpu_overcommit: float
     moves: MoveSlots

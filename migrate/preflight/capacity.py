@@ -16,6 +16,7 @@ __all__ = [
     "CPU_STALL_PERCENT",
     "DRAINING",
     "INCOMING_LIMIT",
+    "IN_DOUBT",
     "LOAD",
     "MEMORY",
     "MEMORY_OVERCOMMIT",
@@ -97,6 +98,12 @@ OUTGOING_LIMIT: Final = Check(
     why="It sends so many at once and refuses the next",
     remedy="Wait for one to end, or raise outgoing in [limits] of the source",
 )
+IN_DOUBT: Final = Check(
+    check_id="in-doubt",
+    asked="Is every earlier move of this guest settled?",
+    why="While nobody is sure where a guest runs no other move of it may begin",
+    remedy="See `vmferry resolve JOB` on that host",
+)
 DRAINING: Final = Check(
     check_id="draining",
     asked="Do both agents begin new moves?",
@@ -115,9 +122,12 @@ CHECKS: Final = (
     PRESSURE,
     INCOMING_LIMIT,
     OUTGOING_LIMIT,
+    IN_DOUBT,
     DRAINING,
 )
 
+# Ours have 32; a peer may name anything.
+_MAX_JOB: Final = 64
 # What the destination needs beside the guest's RAM: the hypervisor's own process, page tables, buffers.
 OVERHEAD_BYTES: Final = 64 << 20
 # Kernels put idle pages out at any time; a host that has put out more than half of its swap lacks memory.
@@ -138,6 +148,8 @@ def judge(inspection: Inspection) -> Iterator[Finding]:
     yield _pressure(inspection, there)
     yield _incoming(inspection, there.moves if there else None)
     yield _outgoing(inspection.source_host, inspection.here)
+    yield _in_doubt(inspection.source_host, inspection.here.capacity, is_destination=False)
+    yield _in_doubt(inspection.host.name, there, is_destination=True)
     yield from _draining(inspection.source_host, inspection.here.capacity, is_destination=False)
     yield from _draining(inspection.host.name, there, is_destination=True)
 
@@ -145,6 +157,7 @@ def judge(inspection: Inspection) -> Iterator[Finding]:
 def judge_denied(denied: Denied) -> Iterator[Finding]:
     """Judge what the source alone knows."""
     yield _outgoing(denied.source_host, denied.here)
+    yield _in_doubt(denied.source_host, denied.here.capacity, is_destination=False)
     yield from _draining(denied.source_host, denied.here.capacity, is_destination=False)
 
 
@@ -180,7 +193,7 @@ def _physical(guest: GuestFacts, host: str, there: CapacityFacts | None) -> Find
 
 
 def _promised_memory(guest: GuestFacts, host: str, there: CapacityFacts | None) -> Finding:
-    if there is None or there.physical_bytes is None:
+    if there is None or there.physical_bytes is None or there.promised_bytes is None:
         return MEMORY_OVERCOMMIT.unknown(f"{host} does not say what it has and has promised")
     promised, ratio = there.promised_bytes + guest.ram_bytes, there.memory_overcommit
     found = (
@@ -237,6 +250,9 @@ def _cpus(inspection: Inspection, there: CapacityFacts | None) -> Iterator[Findi
     found = f"{guest.name} has {vcpus} vCPUs and {host} {cpus} CPUs"
     # KVM runs it all the same, and a guest in distress may have nowhere else to go: the operator decides.
     yield VCPUS.ok(found) if vcpus <= cpus else VCPUS.warning(found)
+    if there.promised_vcpus is None:
+        yield CPU_OVERCOMMIT.unknown(f"{host} does not say how many vCPUs it has promised")
+        return
     promised = there.promised_vcpus + vcpus
     found = (
         f"the other guests on {host} have {there.promised_vcpus} vCPUs, with {guest.name} it would be {promised}: "
@@ -291,6 +307,17 @@ def _outgoing(source_host: str, here: Survey) -> Finding:
     )
     is_full = moves.outgoing >= moves.outgoing_limit and not moves.is_leaving
     return OUTGOING_LIMIT.refused(found) if is_full else OUTGOING_LIMIT.ok(found)
+
+
+def _in_doubt(host: str, capacity: CapacityFacts | None, *, is_destination: bool) -> Finding:
+    if capacity is None:
+        return IN_DOUBT.unknown(f"{host} does not say whether it is sure of earlier moves of the guest")
+    job = capacity.moves.in_doubt_job[:_MAX_JOB]
+    if not job:
+        return IN_DOUBT.ok(f"{host} is in doubt about no earlier move of the guest")
+    found = f"job {job} of the guest is in doubt on {host}"
+    # A source that was restarted may go on with the very move that the destination is in doubt about.
+    return IN_DOUBT.warning(found) if is_destination else IN_DOUBT.refused(found)
 
 
 def _draining(host: str, capacity: CapacityFacts | None, *, is_destination: bool) -> Iterator[Finding]:

@@ -123,7 +123,7 @@ def _certificates(host: str, survey: Survey, *, is_under_way: bool) -> Finding:
     what, left_s = _first_end(facts, survey.at_s)
     if left_s <= 0:
         return CERTIFICATES.refused(f"{what} of {host} has ended")
-    found = f"{what} of {host} ends in {_span(left_s)}, before anything else that proves it"
+    found = f"{what} of {host} ends in {_span(left_s)}"
     if left_s < (MIN_LEFT_UNDER_WAY_S if is_under_way else MIN_LEFT_S):
         return CERTIFICATES.refused(found)
     return CERTIFICATES.warning(found) if left_s < WARN_LEFT_S else CERTIFICATES.ok(found)
@@ -140,7 +140,7 @@ def _first_end(facts: CertificateFacts, at_s: float) -> tuple[str, float]:
 def _span(seconds: float) -> str:
     if seconds >= 2 * _DAY_S:
         return f"{seconds / _DAY_S:.0f} days"
-    return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{math.ceil(seconds / 60)} minutes"
+    return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{math.ceil(seconds / 60)} min"
 
 
 # ----------------------------------------------------------------- confinement

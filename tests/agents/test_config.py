@@ -120,8 +120,8 @@ def test_the_documented_defaults_are_the_defaults(load: Callable[[str], Settings
     assert spelled.agent == shortest.agent
     assert spelled.defaults == shortest.defaults
     assert content["limits"]["connections"] == 2
-    for name in ("outgoing", "incoming", "window_bytes", "bandwidth_bytes_per_s", "outage_s", "dead_peer_s"):
-        assert getattr(spelled.limits, name) == getattr(shortest.limits, name)
+    # Connections depend on the host.
+    assert replace(spelled.limits, connections=1) == replace(shortest.limits, connections=1)
     assert spelled.embedded is not None
     assert shortest.embedded is not None
     assert spelled.embedded.dir == shortest.embedded.dir
@@ -223,6 +223,13 @@ def test_ports_that_the_system_chooses_do_not_collide(load: Callable[[str], Sett
         ('dead_peer = "999ms"', False),
         ('outage = "1d"', True),
         ('outage = "86401s"', False),
+        ("memory_overcommit = 16", True),
+        ("memory_overcommit = 16.1", False),
+        ("memory_overcommit = 0.09", False),
+        ("memory_overcommit = nan", False),
+        ("cpu_overcommit = 100.0", True),
+        ("cpu_overcommit = 101", False),
+        ("cpu_overcommit = -inf", False),
     ],
 )
 def test_limits_have_limits(load: Callable[[str], Settings], line: str, is_right: bool) -> None:

@@ -23,6 +23,8 @@ from memory.codec import MAX_BATCH_PAGES, MAX_PAYLOAD_BYTES, BatchDecoder, Batch
 from memory.errors import CodecError
 from memory.layout import PAGE_BYTES
 from memory.runs import Runs, expand, pages_in, runs_of_gfns
+from migrate.cpufiles import MAX_FEATURES, MAX_MODELS, CpuFileInvalid, read_cpu_files
+from migrate.cpunames import canonical_all
 from migrate.errors import JournalFailed
 from migrate.ownership import Ownership, RecordInvalid, format_record, parse_record
 from tests.fuzz.drawing import Draw
@@ -97,6 +99,18 @@ def _fuzz_quantity(data: bytes) -> None:
     law(parse(draw.rest().decode("utf-8", "replace")) >= 0, "a quantity below nothing")
 
 
+def _fuzz_cpu_file(data: bytes) -> None:
+    """The file, beside one that others may come from."""
+    base = b"<cpus><model name='Base'><feature name='sse2'/></model></cpus>"
+    models = read_cpu_files((("base", base), ("fuzzed", data)))
+    law(len({one.model for one in models}) == len(models) <= MAX_MODELS, "a model twice, or too many")
+    for one in models:
+        law(one.features == canonical_all(one.features), "features of two spellings, or out of order")
+        law(len(one.features) <= MAX_FEATURES, "more features than a model has")
+        law(0 <= max(one.family, one.number, one.stepping, one.level, one.xlevel) < 1 << 32, "beyond 32 bits")
+        law(len(one.vendor) <= 12, "a maker's name that CPUID cannot give")
+
+
 def _fuzz_qmp(data: bytes) -> None:
     """A QEMU that says these lines in answer to a command."""
 
@@ -148,6 +162,28 @@ TARGETS: Final = (
         fuzz=_fuzz_quantity,
         allowed=(QuantityInvalid,),
         seeds=lambda: (b"\x0010 MiB", b"\x011 Gbit/s", b"\x02500ms"),
+    ),
+    Target(
+        name="cpu-map",
+        law="models with features in one spelling, no entity expanded; or CpuFileInvalid",
+        fuzz=_fuzz_cpu_file,
+        allowed=(CpuFileInvalid,),
+        seeds=lambda: (
+            b"<cpus><model name='A'><signature family='6' model='60'/><vendor name='Intel'/>"
+            b"<model name='Base'/><feature name='lahf_lm'/><feature name='hle' removed='yes'/></model></cpus>",
+            b"<!DOCTYPE a [<!ENTITY b 'c'>]><cpus>&b;</cpus>",
+            b"<cpus><vendor name='V' string='MakerOfChips'/></cpus>",
+        ),
+    ),
+    Target(
+        name="cpudef",
+        law="models with features in one spelling, or CpuFileInvalid",
+        fuzz=_fuzz_cpu_file,
+        allowed=(CpuFileInvalid,),
+        seeds=lambda: (
+            b'# x\n[cpudef]\n  name = "A"\n  level = "2"\n  vendor = "GenuineIntel"\n  feature_edx = "sse2 fpu"\n'
+            b'  feature_ecx = "sse4.1|sse4_1 sse3"\n  xlevel = "0x8000000A"\n',
+        ),
     ),
     Target(
         name="qmp-line",

@@ -18,7 +18,7 @@ from typing import Final, TypeVar
 
 from anyio import to_thread
 
-from agents.hypervisors.confinement import profile_of, selinux_label_of
+from agents.hypervisors.confinement import ROOT, profile_of, selinux_label_of
 from agents.hypervisors.embedded.client import Description, GuestClient, launch_guest
 from agents.hypervisors.embedded.cpuid import facts_of_model
 from agents.hypervisors.embedded.errors import EmbeddedError, GuestGone
@@ -69,6 +69,7 @@ class EmbeddedHypervisor:
         memory_limit_bytes: how much RAM all of them together may have, or None.
         disk_dirs: below which the disks of guests from other hosts are, or None for anywhere. A peer names the file,
             and its guest writes there.
+        root: where /proc and /sys are looked for.
     """
 
     name: Final = NAME
@@ -80,11 +81,13 @@ class EmbeddedHypervisor:
         *,
         memory_limit_bytes: int | None = None,
         disk_dirs: Sequence[Path] | None = None,
+        root: Path = ROOT,
     ) -> None:
         self._guests_dir = guests_dir.absolute()
         self._host_name = host_name
         self._memory_limit_bytes = memory_limit_bytes
         self._disk_dirs = disk_dirs
+        self._root = root
 
     async def host_facts(self, guest: GuestFacts | None = None) -> HostFacts:
         """Give what this host can give to one more guest, whichever it is."""
@@ -188,7 +191,8 @@ class EmbeddedHypervisor:
                 raise GuestRefused(f"guest {described.spec.name} cannot be moved: {described.fault}")
             ram = _map_ram(client, described.spec)
             confinement = Confinement(
-                selinux_label=selinux_label_of(described.pid), apparmor_profile=profile_of(described.pid)
+                selinux_label=selinux_label_of(described.pid, self._root),
+                apparmor_profile=profile_of(described.pid, self._root),
             )
             facts = replace(_facts(described), confinement=confinement)
             return EmbeddedRunningGuest(client, paths, facts, ram)

@@ -19,7 +19,7 @@ from typing import Final
 import anyio
 import anyio.to_thread
 
-from agents.hypervisors.confinement import profile_of, selinux_label_of
+from agents.hypervisors.confinement import ROOT, profile_of, selinux_label_of
 from agents.hypervisors.hostmemory import free_memory_bytes, memory_nodes
 from agents.hypervisors.inhabitants import Inhabitant
 from agents.hypervisors.kvm import KvmCpu, kvm_cpu
@@ -113,9 +113,11 @@ class QemuHypervisor:
 
     name: Final = KIND
 
-    def __init__(self, host: QemuHost, host_name: str) -> None:
+    def __init__(self, host: QemuHost, host_name: str, *, root: Path = ROOT) -> None:
+        """`root` is where what confines a guest is looked for in /proc and /sys."""
         self._host = replace(host, dir=host.dir.absolute())
         self._host_name = host_name
+        self._root = root
         self._catalog = ModelCatalog(host.binary)
         self._roms = RomShelf(host.binary, host.shared_dirs)
         self._cpus: dict[int, tuple[CpuFacts, GuestCpuFacts]] = {}
@@ -313,7 +315,7 @@ class QemuHypervisor:
                     balloon_bytes=await balloon_of(qmp) if spec.has_balloon else None,
                 ),
                 confinement=await anyio.to_thread.run_sync(
-                    _confinement, found.pid, await is_confidential(qmp)
+                    _confinement, found.pid, await is_confidential(qmp), self._root
                 ),
             )
             threads = await vcpu_threads(qmp)
@@ -527,9 +529,11 @@ def _huge_bytes(guest: GuestFacts | None) -> int:
     return sum(memory.size_bytes for memory in spec.memories if memory.page_bytes)
 
 
-def _confinement(pid: int, is_encrypted: bool) -> Confinement:
+def _confinement(pid: int, is_encrypted: bool, root: Path) -> Confinement:
     return Confinement(
-        is_confidential=is_encrypted, selinux_label=selinux_label_of(pid), apparmor_profile=profile_of(pid)
+        is_confidential=is_encrypted,
+        selinux_label=selinux_label_of(pid, root),
+        apparmor_profile=profile_of(pid, root),
     )
 
 

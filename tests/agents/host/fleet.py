@@ -12,6 +12,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from types import MappingProxyType
 
@@ -22,6 +23,7 @@ from agents import pki
 from agents.api import CONTROL_SCHEMA, JobList, JobStarted, JobView, ListJobs, Move, Watch
 from agents.config import load_settings
 from agents.host.agent import HostAgent
+from agents.hypervisors.confinement import ROOT
 from agents.hypervisors.embedded.client import Description, GuestClient, start_guest
 from agents.hypervisors.embedded.errors import EmbeddedError
 from agents.hypervisors.embedded.rundir import GuestPaths
@@ -101,12 +103,16 @@ class Fleet:
         pki.issue(certificates, pki.Role.OPERATOR, "tester")
         self.shared.mkdir(exist_ok=True)
 
-    def issue_from(self, authority: Authority) -> None:
-        """Put certificates of another CA in place of those that `issue` made."""
+    def issue_from(
+        self, authority: Authority, valid_for: Mapping[str, timedelta] = MappingProxyType({})
+    ) -> None:
+        """Put certificates of another CA in place of those that `issue` made; by host, for how long, or for a day."""
         certificates = self.folder / "pki"
         shutil.copy(authority.certificate, certificates / "ca.crt")
         for role, name in (*(("agent", host) for host in HOSTS), ("operator", "tester")):
-            files = authority.issue(f"vmferry://{role}/{name}")
+            files = authority.issue(
+                f"vmferry://{role}/{name}", valid_for=valid_for.get(name, timedelta(days=1))
+            )
             shutil.copy(files.certificate, certificates / f"{role}-{name}.crt")
             key = certificates / f"{role}-{name}.key"
             key.unlink()
@@ -335,20 +341,23 @@ async def running_fleet(
     crl: bool = False,
     etcd: str = "",
     shared_at: Mapping[str, Path] = MappingProxyType({}),
+    valid_for: Mapping[str, timedelta] = MappingProxyType({}),
+    roots: Mapping[str, Path] = MappingProxyType({}),
 ) -> AsyncIterator[Fleet]:
     """Two agents that know each other, in this process and loop; both end with the block.
 
     Lines of the configuration are for both hosts, or those of each. `rules` are what both allow. With `crl` they have a
     list that revokes nobody yet. `shared_at` is the storage of a host that does not see what the others do.
     `qemu` are more lines of [guests.qemu]; without any, the agents run no such guests. `authority` issues their
-    certificates where a test needs more of that CA than `agents.pki` gives. `etcd` are lines of [storage.etcd].
+    certificates where a test needs more of that CA than `agents.pki` gives, by host for `valid_for`.
+    `etcd` are lines of [storage.etcd]. A host in `roots` finds its kernel's files there and not in /.
     """
     fleet = Fleet(folder, rules=rules, has_crl=crl, shared_at=dict(shared_at))
     fleet.issue()
     if crl:
         revoke(folder / "pki", ())
     if authority is not None:
-        fleet.issue_from(authority)
+        fleet.issue_from(authority, valid_for)
     async with anyio.create_task_group() as tasks:
         ports = {host: free_port() for host in HOSTS}
         for host in HOSTS:
@@ -360,7 +369,7 @@ async def running_fleet(
                 qemu=_lines(qemu, host),
                 etcd=etcd,
             )
-            agent = fleet.agents[host] = HostAgent(load_settings(config))
+            agent = fleet.agents[host] = HostAgent(load_settings(config), root=roots.get(host, ROOT))
             listening = anyio.Event()
 
             def note(

@@ -101,6 +101,7 @@ async def test_who_is_denied_again_and_again_shuts_nobody_out(folder: Path) -> N
                 assert {f.check for f in answer.findings} == {
                     "guest-blocked",
                     "outgoing-limit",
+                    "in-doubt",
                     "draining",
                     "allowed",
                     "certificates",

@@ -11,18 +11,20 @@ import numpy as np
 import pytest
 from anyio import fail_after, sleep, to_thread
 
+from agents.hypervisors.confinement import profile_of, selinux_label_of
 from agents.hypervisors.embedded.client import GuestClient, start_guest
 from agents.hypervisors.embedded.driver import EmbeddedHypervisor, EmbeddedIncomingGuest, EmbeddedRunningGuest
 from agents.hypervisors.embedded.replay import replay
 from agents.hypervisors.embedded.rundir import GuestPaths
 from agents.hypervisors.embedded.spec import CPU_MODELS, EmbeddedSpec
 from agents.hypervisors.embedded.tracking import FORCE_HOOK_VARIABLE
+from agents.hypervisors.inhabitants import Inhabitant
 from memory.dirty import probe_kernel
 from memory.errors import TrackerError
 from memory.layout import PAGE_BYTES
 from memory.runs import Runs, expand, pages_in
 from migrate.errors import GuestRefused, GuestUnknown
-from migrate.facts import GuestFacts
+from migrate.facts import Confinement, GuestDemand, GuestFacts
 from migrate.ports import GuestRam, Hypervisor, IncomingGuest, RunningGuest
 from tests.agents.hypervisors.embedded.conftest import GUEST_ID, SpecMaker
 
@@ -263,6 +265,26 @@ async def test_the_host_tells_its_models_guests_and_memory(hosts: Hosts) -> None
     (disk,) = guest.disks
     assert (disk.path, disk.size_bytes, disk.is_read_only) == (hosts.spec.disk_path, 128 * 512, False)
     assert EmbeddedSpec.from_bytes(guest.spec) == hosts.spec
+
+
+async def test_machines_that_wait_are_inhabitants_and_no_guests(hosts: Hosts) -> None:
+    incoming = await hosts.b.prepare_incoming(await hosts.facts())
+    for host, driver in (("a", hosts.a), ("b", hosts.b)):
+        with closing(hosts.client(host)) as client:
+            pid = client.pid
+        (one,) = await driver.inhabitants()
+        assert one == Inhabitant(guest_id=GUEST_ID, ram_bytes=hosts.spec.ram_bytes, vcpus=1, pid=pid)
+    await incoming.destroy()
+    assert await hosts.b.inhabitants() == ()
+
+
+async def test_a_guest_that_is_open_says_what_it_takes_and_what_confines_it(hosts: Hosts) -> None:
+    guest = await hosts.a.open_guest(GUEST_ID)
+    assert guest.facts.demand == GuestDemand(vcpus=1)
+    assert guest.facts.confinement == Confinement(
+        selinux_label=selinux_label_of("self"), apparmor_profile=profile_of("self")
+    )
+    await guest.release()
 
 
 async def test_a_guest_that_died_is_unknown_and_leaves_no_socket(hosts: Hosts) -> None:

@@ -17,8 +17,8 @@ import anyio.to_thread
 from agents.hypervisors.qemu.describe import cpu_of, features_of_expansion
 from agents.hypervisors.qemu.errors import QmpFailed
 from agents.hypervisors.qemu.qmp import Json, Qmp, field_of
-from agents.hypervisors.qemu.spec import is_cpu
-from migrate.facts import BlockFacts, CpuFacts, DiskFacts
+from agents.hypervisors.qemu.spec import Cache, is_cpu
+from migrate.facts import BlockFacts, CpuFacts, DiskFacts, DiskKind
 
 __all__ = [
     "MAX_DISKS",
@@ -73,15 +73,40 @@ async def observed_ram(qmp: Qmp) -> tuple[BlockFacts, ...]:
 
 
 async def observed_disks(qmp: Qmp) -> tuple[DiskFacts, ...]:
-    """Give the disks that are files, numbered as QEMU lists them."""
+    """Give the guest's disks, numbered as QEMU lists them."""
     disks: list[DiskFacts] = []
-    for number, (device, path, is_read_only) in enumerate(_block_files(await qmp.execute("query-block"))):
-        if device not in _FLASHES and len(disks) < MAX_DISKS:
-            size_bytes = await anyio.to_thread.run_sync(_size, path)
-            disks.append(
-                DiskFacts(name=f"disk{number}", path=path, size_bytes=size_bytes, is_read_only=is_read_only)
-            )
+    blocks = await qmp.execute("query-block")
+    for number, block in enumerate(blocks if isinstance(blocks, list) else []):
+        if str(field_of(block, "qdev")) not in _FLASHES and len(disks) < MAX_DISKS:
+            disks.append(await anyio.to_thread.run_sync(_disk, f"disk{number}", block))
     return tuple(disks)
+
+
+def _disk(name: str, block: Json) -> DiskFacts:
+    inserted = field_of(block, "inserted")
+    path = str(field_of(inserted, "image", "filename") or "")
+    is_read_only = field_of(inserted, "ro") is True
+    is_file = path.startswith("/")
+    if field_of(block, "removable") is True:
+        kind = DiskKind.CDROM if is_file else DiskKind.EMPTY
+    else:
+        kind = DiskKind.FILE if is_file else DiskKind.NETWORK
+    return DiskFacts(
+        name=name,
+        path=path,
+        size_bytes=_size(path) if is_file else 0,
+        is_read_only=is_read_only or kind is DiskKind.EMPTY,
+        kind=kind,
+        format=str(field_of(inserted, "drv") or ""),
+        cache=_cache(inserted),
+        is_locked=is_file and not is_read_only,
+    )
+
+
+def _cache(inserted: Json) -> str:
+    """Give the cache mode as a spec spells it."""
+    is_direct, is_delayed = (field_of(inserted, "cache", key) is True for key in ("direct", "writeback"))
+    return str(Cache.WRITEBACK if not is_direct else Cache.NONE if is_delayed else Cache.DIRECTSYNC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,21 +119,16 @@ class OwnFirmware:
 
 async def own_firmware(qmp: Qmp) -> OwnFirmware | None:
     """Give the files of UEFI, or of a BIOS that was named by its path; None for a machine that has QEMU's own."""
-    files = {device: path for device, path, _ in _block_files(await qmp.execute("query-block"))}
+    blocks = await qmp.execute("query-block")
+    files = {
+        str(field_of(block, "qdev")): str(field_of(block, "inserted", "image", "filename"))
+        for block in (blocks if isinstance(blocks, list) else [])
+    }
     if _FLASHES[0] in files:
         roles = zip(("code", "variables"), _FLASHES, strict=True)
         return OwnFirmware("uefi", tuple((role, files[one]) for role, one in roles if one in files))
     bios = await qmp.execute("qom-get", {"path": "/machine", "property": "firmware"})
     return OwnFirmware("bios", (("code", bios),)) if isinstance(bios, str) and bios.startswith("/") else None
-
-
-def _block_files(blocks: Json) -> list[tuple[str, str, bool]]:
-    files = []
-    for block in blocks if isinstance(blocks, list) else []:
-        path = field_of(block, "inserted", "image", "filename")
-        if isinstance(path, str) and path.startswith("/"):
-            files.append((str(field_of(block, "qdev")), path, field_of(block, "inserted", "ro") is True))
-    return files
 
 
 def _size(path: str) -> int:

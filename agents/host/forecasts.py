@@ -123,7 +123,8 @@ class Forecasts:
             if lock.statistics().tasks_waiting == 0 and not lock.locked():
                 self._probing.pop(facts.guest_id, None)
         prediction = await self._predict(conditions, load)
-        await self._keep(prediction)
+        # In memory alone until a move takes it: nobody learns from a check that no move has followed.
+        (await self._known()).add(prediction)
         return prediction
 
     async def _probe(self, facts: GuestFacts, probe_s: float) -> GuestLoad:
@@ -175,6 +176,7 @@ class Forecasts:
         """Give the prediction of a move that begins: the one of a check just made, or a new one."""
         try:
             prediction = await self._of_move(conditions)
+            await self._keep(prediction)
         except Exception:
             # A task's edge: no mistake in here may cost a move.
             _log.exception("a move could not be predicted")
@@ -208,9 +210,7 @@ class Forecasts:
             is_free = one.outcome is None and all(t.prediction is not made for t in self._tickets)
             if is_free and replace(then, goodput_bytes_per_s=conditions.goodput_bytes_per_s) == conditions:
                 return made
-        prediction = await self._predict(conditions, self._load(conditions.guest_id, LOAD_HOLDS_S))
-        await self._keep(prediction)
-        return prediction
+        return await self._predict(conditions, self._load(conditions.guest_id, LOAD_HOLDS_S))
 
     async def ended(self, ticket: Ticket | None, report: Report | None, *, is_comparable: bool) -> None:
         """Keep the outcome beside its prediction, and forget what was probed: the guest may be elsewhere.

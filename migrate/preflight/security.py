@@ -70,8 +70,9 @@ WARN_LEFT_S: Final = 14 * _DAY_S
 MIN_LEFT_S: Final = 3600.0
 # All but the last round has gone already: connections stand, and there are seconds left to go.
 MIN_LEFT_UNDER_WAY_S: Final = 60.0
-# Labels and names come from a peer.
+# Labels and names come from a peer; so does the sentence of a refusal, which has a name, a guest and a rule in ours.
 _MAX_WORD: Final = 128
+_MAX_REASON: Final = 1000
 
 
 def judge(inspection: Inspection) -> Iterator[Finding]:
@@ -92,7 +93,7 @@ def judge_denied(denied: Denied) -> Iterator[Finding]:
     """Judge what the source alone knows; the destination's rules have said no."""
     yield from _permission(denied.here, denied.guest, denied.source_host)
     yield ALLOWED.refused(
-        denied.reason, f"Add a rule for agents to [[allow]] there: {denied.source_host} may not"
+        denied.reason[:_MAX_REASON], f"Add a rule for agents to [[allow]] there: {denied.source_host} may not"
     )
     yield _certificates(denied.source_host, denied.here, is_under_way=False)
     yield _confidential(denied.guest, denied.source_host)

@@ -70,8 +70,9 @@ WARN_LEFT_S: Final = 14 * _DAY_S
 MIN_LEFT_S: Final = 3600.0
 # All but the last round has gone already: connections stand, and there are seconds left to go.
 MIN_LEFT_UNDER_WAY_S: Final = 60.0
-# Labels and names come from a peer.
+# Labels and names come from a peer; so does the sentence of a refusal, which has a name, a guest and a rule in ours.
 _MAX_WORD: Final = 128
+_MAX_REASON: Final = 1000
 
 
 def judge(inspection: Inspection) -> Iterator[Finding]:
@@ -93,7 +94,8 @@ def judge_alone(unanswered: Unanswered) -> Iterator[Finding]:
     yield from _permission(unanswered.here, unanswered.guest, unanswered.source_host)
     if unanswered.is_denied:
         yield ALLOWED.refused(
-            unanswered.reason, f"Add a rule for agents to [[allow]] there: {unanswered.source_host} may not"
+            unanswered.reason[:_MAX_REASON],
+            f"Add a rule for agents to [[allow]] there: {unanswered.source_host} may not",
         )
     yield _certificates(unanswered.source_host, unanswered.here, is_under_way=False)
     yield _confidential(unanswered.guest, unanswered.source_host)

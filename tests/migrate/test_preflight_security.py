@@ -87,6 +87,8 @@ def test_a_destination_that_denies_is_one_finding_among_those_that_need_no_word_
     assert not report.is_passed
     assert {f.check for f in report.of(Severity.REFUSED)} == {"allowed", "guest-blocked", "confidential"}
     assert any("agent/host-a may not send" in problem for problem in report.problems)
+    long = examine_denied(Denied(guest=guest, source_host="host-a", here=HERE, reason="x" * 100_000))
+    assert all(len(f.found) <= 1000 for f in long.findings)
 
 
 # ----------------------------------------------------------------- certificates

@@ -74,20 +74,19 @@ def test_a_source_that_asked_nobody_does_not_know_who_may() -> None:
 
 def test_a_destination_that_denies_is_one_finding_among_those_that_need_no_word_of_it() -> None:
     guest = replace(FACTS, blockers=("VFIO",), confinement=Confinement(is_confidential=True))
-    report = examine_alone(
-        Unanswered(
-            guest=guest,
-            source_host="host-a",
-            host="host-b",
-            here=HERE,
-            reason="agent/host-a may not send guest to host-b",
-            is_denied=True,
-        )
+    denied = Unanswered(
+        guest=guest,
+        source_host="host-a",
+        host="host-b",
+        here=HERE,
+        reason="agent/host-a may not send guest to host-b",
+        is_denied=True,
     )
+    report = examine_alone(denied)
     assert not report.is_passed
     assert {f.check for f in report.of(Severity.REFUSED)} == {"allowed", "guest-blocked", "confidential"}
     assert any("agent/host-a may not send" in problem for problem in report.problems)
-    long = examine_denied(Denied(guest=guest, source_host="host-a", here=HERE, reason="x" * 100_000))
+    long = examine_alone(replace(denied, reason="x" * 100_000))
     assert all(len(f.found) <= 1000 for f in long.findings)
 
 

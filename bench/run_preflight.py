@@ -46,6 +46,12 @@ def run(smoke: bool) -> dict[str, object]:
             not_here += 1
             _show(case, f"not played: {exc}")
             continue
+        except Exception as exc:
+            # One case that breaks must not hide what the others say.
+            tried[case.is_problem] += 1
+            mistakes[case.is_problem] += 1
+            _show(case, f"MISTAKE: it ended in an error: {exc!r:.200}")
+            continue
         mistake = outcome.mistake(case)
         tried[case.is_problem] += 1
         mistakes[case.is_problem] += bool(mistake)

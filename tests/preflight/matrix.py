@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from tests.preflight import hosts
+from tests.preflight import devices, hosts
 from tests.preflight.cases import CASES, Case
 
 __all__ = ["AREAS", "all_cases"]
 
 # Importing an area registers its cases.
-AREAS = (hosts,)
+AREAS = (hosts, devices)
 
 
 def all_cases() -> list[Case]:

@@ -27,7 +27,7 @@ from migrate.forecast import MoveOutcome, PastMove, Prediction
 from transport.errors import BadMessage, FrameTooLarge
 from transport.schema import Schema
 
-__all__ = ["MAX_KEPT", "PredictionFile", "PredictionTable"]
+__all__ = ["MAX_KEPT", "MAX_OPEN", "PredictionFile", "PredictionTable"]
 
 _log = get_logger(__name__)
 
@@ -37,7 +37,9 @@ KEPT_FILES: Final = 1
 # A prediction is 3 KiB; one of a guest with the longest names 4.
 MAX_LINE_BYTES: Final = 16 << 10
 # What is held in memory, some 10 KiB each; lessons are drawn from the newest 60 moves.
-MAX_KEPT: Final = 400
+MAX_KEPT: Final = 300
+# Of checks that no move has followed, and of moves under way: whoever checks each minute must not push out the lessons.
+MAX_OPEN: Final = 100
 _SCHEMA: Final = Schema(Prediction, MoveOutcome)
 
 
@@ -55,10 +57,11 @@ class PredictionTable:
                 self._outcomes[value.prediction_id] = value
             return
         self._predictions[value.prediction_id] = value
-        while len(self._predictions) > MAX_KEPT:
-            oldest = next(iter(self._predictions))
-            del self._predictions[oldest]
-            self._outcomes.pop(oldest, None)
+        for is_open, most in ((True, MAX_OPEN), (False, MAX_KEPT)):
+            alike = [one for one in self._predictions if (one not in self._outcomes) is is_open]
+            for oldest in alike[: max(len(alike) - most, 0)]:
+                del self._predictions[oldest]
+                self._outcomes.pop(oldest, None)
 
     def moves(self) -> list[PastMove]:
         """Give everything, oldest first."""

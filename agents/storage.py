@@ -11,9 +11,11 @@ import contextlib
 import os
 import secrets
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
+
+import anyio
 
 from agents.ownership import fileops
 from agents.ownership.etcd import ETCD
@@ -31,7 +33,7 @@ from agents.storageproof.probes import (
     plant,
 )
 from migrate.errors import StorageFailed
-from migrate.facts import DiskFacts, GuestFacts
+from migrate.facts import DiskFacts, GuestFacts, ImageFacts
 from migrate.ownership import Ownership
 from migrate.preflight import RECORDS, Probe, Reading
 
@@ -106,13 +108,12 @@ class SharedDirs:
 
     async def look(self, probes: Sequence[Probe]) -> tuple[Reading, ...]:
         """Read what this host has planted, and what the other end has written behind it; look at the disks."""
-        mine = [probe for probe in probes if probe.image]
-        return await self._threads.run(lambda: tuple(look(probe, self._places) for probe in mine))
+        return await self._each(look, [probe for probe in probes if probe.image])
 
     async def read_probes(self, probes: Sequence[Probe]) -> tuple[Reading, ...]:
         """Read what another host has planted, and write behind it. Paths are hostile."""
         files = [probe for probe in probes if not probe.path.startswith(ETCD)][:MAX_PROBES]
-        readings = await self._threads.run(lambda: tuple(answer(probe, self._places) for probe in files))
+        readings = await self._each(answer, files)
         # One guest has one such probe; whoever sends more is answered once.
         for probe in [probe for probe in probes if probe.path.startswith(ETCD)][:1]:
             readings = (*readings, await self._read_in_etcd(probe))
@@ -136,6 +137,24 @@ class SharedDirs:
             if self._etcd is not None and probe.path.startswith(ETCD):
                 with contextlib.suppress(StorageFailed):
                     await self._etcd.clear_probe(probe.path)
+
+    async def _each(
+        self, read: Callable[[Probe, SharedPlaces], Reading], probes: Sequence[Probe]
+    ) -> tuple[Reading, ...]:
+        """Read each probe by itself: a storage that hangs is the finding of its own disks."""
+        readings: dict[int, Reading] = {}
+
+        async def read_one(number: int, probe: Probe) -> None:
+            try:
+                readings[number] = await self._threads.run(lambda: read(probe, self._places))
+            except StorageFailed as exc:
+                image = ImageFacts(error=str(exc)) if probe.image else None
+                readings[number] = Reading(disk=probe.disk, content=None, error=str(exc), image=image)
+
+        async with anyio.create_task_group() as tasks:
+            for number, probe in enumerate(probes):
+                tasks.start_soon(read_one, number, probe)
+        return tuple(readings[number] for number in range(len(probes)))
 
     def _plant(self, disks: Sequence[DiskFacts]) -> Planted:
         is_elsewhere = self._etcd is None and self._beside_first(disks) is None

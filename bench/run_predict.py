@@ -61,24 +61,23 @@ class _Order:
 
 def run(smoke: bool) -> dict[str, object]:
     """Give coverage, width and bias for each quantity, of all moves and of the second half of them."""
-    moves = anyio.run(_run, smoke)
-    return dict(_figures(moves))
+    moves, checks_s = anyio.run(_run, smoke)
+    return {"check_with_prediction_s": statistics.median(checks_s), **dict(_figures(moves))}
 
 
-async def _run(smoke: bool) -> list[PastMove]:
+async def _run(smoke: bool) -> tuple[list[PastMove], list[float]]:
+    """Give all moves that were predicted, and how long each check took."""
     with open_scratch(keep=False) as scratch:
         scratch.has_qemu = not smoke
         try:
             async with running_agents(scratch, event_loop=EventLoop.ASYNCIO, with_cutter=False) as agents:
                 fleet = Fleet(agents.settings)
                 async with _qemu_guests(scratch, is_wanted=not smoke) as qemus:
-                    for order in _orders(2 if smoke else EMBEDDED_MOVES, qemus):
-                        await _move(scratch, fleet, order)
+                    orders = list(_orders(2 if smoke else EMBEDDED_MOVES, qemus))
+                    checks_s = [await _move(scratch, fleet, order) for order in orders]
                 lists = (await fleet.predictions()).answers
-                return sorted(
-                    (one for each in lists.values() for one in each.moves),
-                    key=lambda one: one.prediction.made_at_s,
-                )
+                moves = [one for each in lists.values() for one in each.moves]
+                return sorted(moves, key=lambda one: one.prediction.made_at_s), checks_s
         finally:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(end_embedded_guests, scratch)
@@ -147,8 +146,8 @@ def _orders(embedded: int, qemus: Sequence[QemuDemoGuest]) -> Iterator[_Order]:
         yield _Order(spec=spec, guest_id=spec.guest_id, name=spec.name, cap_bytes_per_s=cap)
 
 
-async def _move(scratch: Scratch, fleet: Fleet, order: _Order) -> None:
-    """Predict a move and make it; tell both on stderr."""
+async def _move(scratch: Scratch, fleet: Fleet, order: _Order) -> float:
+    """Predict a move and make it, and tell both on stderr; give the seconds of the check."""
     if order.spec is not None:
         await anyio.to_thread.run_sync(start_guest, order.spec, scratch.guests_dir(HOSTS[0]))
         # It fills its RAM first, and begins to write then.
@@ -156,10 +155,12 @@ async def _move(scratch: Scratch, fleet: Fleet, order: _Order) -> None:
     # One that did not converge is still where it was.
     source = await fleet.find_guest(order.guest_id)
     to = HOSTS[1 - HOSTS.index(source)]
+    began_s = anyio.current_time()
     async with fleet.connect(source) as agent:
         report = await agent.check(
             order.guest_id, to, predict_s=PROBE_S, bandwidth_bytes_per_s=order.cap_bytes_per_s
         )
+    check_s = anyio.current_time() - began_s
     ended = "complete"
     try:
         await fleet.move(
@@ -181,6 +182,7 @@ async def _move(scratch: Scratch, fleet: Fleet, order: _Order) -> None:
             )
     if order.spec is not None:
         await anyio.to_thread.run_sync(end_embedded_guests, scratch)
+    return check_s
 
 
 def _in_words(one: PastMove) -> str:

@@ -14,8 +14,15 @@ import anyio
 from migrate.facts import PathFacts
 from migrate.messages import DENIED, PROTOCOL, Inspect, Inspected
 from migrate.ports import Caller, HostSurvey, Hypervisor, SeenGuest, SharedStorage
-from migrate.preflight import Denied, Inspection, PreflightReport, examine, examine_denied
-from transport.errors import PeerMisbehaved, PeerRefused
+from migrate.preflight import Inspection, PreflightReport, Unanswered, examine, examine_alone
+from transport.errors import (
+    PeerGone,
+    PeerMisbehaved,
+    PeerRefused,
+    TransportError,
+    UntrustedPeer,
+    VersionMismatch,
+)
 
 __all__ = ["Asker", "dry_run", "run_preflight"]
 
@@ -53,11 +60,20 @@ async def run_preflight(
     host_survey: HostSurvey,
     *,
     source_host: str,
+    destination: str,
     resumes: str = "",
 ) -> PreflightReport:
     """Ask both ends and judge; `resumes` names an earlier attempt. The path is not measured: pages travel on it."""
-    seen = await _look(guest, asker, storage, host_survey, source_host=source_host, resumes=resumes)
-    return examine_denied(seen) if isinstance(seen, Denied) else examine(seen)
+    seen = await _look(
+        guest,
+        asker,
+        storage,
+        host_survey,
+        source_host=source_host,
+        destination=destination,
+        resumes=resumes,
+    )
+    return examine_alone(seen) if isinstance(seen, Unanswered) else examine(seen)
 
 
 async def _look(
@@ -67,8 +83,9 @@ async def _look(
     host_survey: HostSurvey,
     *,
     source_host: str,
+    destination: str,
     resumes: str = "",
-) -> Inspection | Denied:
+) -> Inspection | Unanswered:
     """Ask both ends. The probes are cleared, whatever happens."""
     probes, nonces = await storage.plant(guest.facts.disks)
     try:
@@ -90,7 +107,14 @@ async def _look(
     except PeerRefused as exc:
         if exc.code != DENIED:
             raise
-        return Denied(guest=guest.facts, source_host=source_host, here=here, reason=exc.text)
+        return Unanswered(
+            guest=guest.facts,
+            source_host=source_host,
+            host=destination,
+            here=here,
+            reason=exc.text,
+            is_denied=True,
+        )
     finally:
         with anyio.CancelScope(shield=True):
             await storage.clear(probes)
@@ -120,6 +144,7 @@ async def dry_run(
     host_survey: HostSurvey,
     *,
     source_host: str,
+    destination: str,
     timeout_s: float,
     time_limit_s: float = 0.0,
     look_at_path: Callable[[Asker], Awaitable[PathFacts]] | None = None,
@@ -127,16 +152,32 @@ async def dry_run(
     """Run the preflight of a move that is not made, also of a guest that cannot be; give also what the path is like.
 
     `time_limit_s` is what a move may take, 0 for as long as it likes. The path is looked at when the guest is held no
-    longer: that takes a second, in which somebody may want to move it.
+    longer: that takes a second, in which somebody may want to move it. A destination that does not answer is a finding.
+
+    Raises:
+        PeerRefused: the destination answered that it will not be asked.
     """
     asker = Asker(caller, timeout_s)
     guest = await hypervisor.inspect_guest(guest_id)
     try:
-        seen = await _look(guest, asker, storage, host_survey, source_host=source_host)
+        seen = await _look(
+            guest, asker, storage, host_survey, source_host=source_host, destination=destination
+        )
+    except (PeerGone, PeerMisbehaved, UntrustedPeer, VersionMismatch) as exc:
+        # The first cause: that the link was down for no time at all, as a call without an outage says, tells nothing.
+        cause = exc.__cause__ if isinstance(exc.__cause__, TransportError) else exc
+        seen = Unanswered(
+            guest=guest.facts,
+            source_host=source_host,
+            host=destination,
+            here=await host_survey.survey(guest.facts),
+            reason=str(cause),
+            is_denied=False,
+        )
     finally:
         with anyio.CancelScope(shield=True):
             await guest.release()
-    if isinstance(seen, Denied):
-        return examine_denied(seen), None
+    if isinstance(seen, Unanswered):
+        return examine_alone(seen), None
     path = await look_at_path(asker) if look_at_path is not None else None
     return examine(replace(seen, path=path, time_limit_s=time_limit_s)), path

@@ -32,21 +32,26 @@ __all__ = ["Lesson", "Score", "corrected", "effective", "lessons", "outcome_of",
 
 # The latest moves that are looked at, and how much less each one counts than the one after it: hosts change.
 MAX_LESSONS: Final = 60
-FADING: Final = 0.95
+FADING: Final = 0.93
 # A move of the same hypervisor, to the same host, of the same guest says more about the next one.
 LIKE_HYPERVISOR: Final = 6.0
 LIKE_DESTINATION: Final = 2.0
 LIKE_GUEST: Final = 3.0
 PRIOR_MOVES: Final = 3.0
 # A modelled interval is never taken to be narrower than this, nor made narrower than this share of itself.
-MIN_HALF: Final = 0.08
+MIN_HALF: Final = 0.1
 MIN_NARROWING: Final = 0.3
 # Where moves lie that are as the model says: deciles of a normal distribution that has its 10 % quantile at -1.
 _BELIEVED: Final = tuple(
     statistics.NormalDist(0, 1 / 1.2816).inv_cdf(level / 20) for level in range(1, 20, 2)
 )
-# One move that was beyond everything (a host that was suspended meanwhile) must not make all that follow absurd.
-MAX_DISTANCE: Final = 8.0
+# One move that was beyond everything (a host that was suspended meanwhile) must not make all that follow absurd: it is
+# taken to be MAX_DISTANCE away, of which each step beyond the first is a factor of 2 at most.
+MAX_DISTANCE: Final = 4.0
+MAX_STEP: Final = math.log(2)
+# Beyond the interval on either side. Less than the tenth that is promised: the next move finds a host whose other work
+# is not what it was when the lessons were learned: a plain tenth covered 0.6 to 0.75 of the moves of a busy one.
+TAIL: Final = 0.08
 # Rounds that are kept of an outcome.
 MAX_WINDOWS: Final = 8
 
@@ -166,13 +171,14 @@ def _corrected(interval: Interval, learned: Sequence[Lesson], quantity: str) -> 
         return interval
     worth = effective([weight for _, weight in seen])
     trust = worth / (worth + PRIOR_MOVES)
-    centre = trust * quantile(seen, 0.5)
+    # One lesson widens at once, and moves the middle when others agree.
+    centre = trust**2 * quantile(seen, 0.5)
     # The model's own belief is PRIOR_MOVES more moves, which it says would lie around its median.
     each = PRIOR_MOVES * sum(weight for _, weight in seen) / worth / len(_BELIEVED)
     both = seen + [(centre + distance, each) for distance in _BELIEVED]
     middle = quantile(both, 0.5)
     # Of n moves the next one is beyond the outermost with a chance of 2 / (n + 1): the tails are taken wider for it.
-    tail = 0.1 * worth / (worth + 1)
+    tail = TAIL * worth / (worth + 1)
     low, high = quantile(both, tail), quantile(both, 1 - tail)
     low, high = min(low, middle - MIN_NARROWING), max(high, middle + MIN_NARROWING)
     return Interval(low=_at(interval, low), median=_at(interval, middle), high=_at(interval, high))
@@ -186,18 +192,28 @@ def _halves(interval: Interval) -> tuple[float, float]:
 
 
 def _distance(interval: Interval, value: float) -> float:
-    """Give how far a value is from the median: -1 at low, 1 at high; infinite for an interval that cannot be."""
+    """Give how far a value is from the median: -1 at low, 1 at high; infinite for an interval that cannot be.
+
+    Beyond the interval it goes in steps of MAX_STEP at most: a model that knew nothing and was wrong has not shown that
+    it is wrong by as much again.
+    """
     if not 0 < interval.low <= interval.median <= interval.high < math.inf:
         return math.inf
     below, above = _halves(interval)
     far = math.log(value / interval.median)
-    return min(max(far / (above if far >= 0 else below), -MAX_DISTANCE), MAX_DISTANCE)
+    half = above if far >= 0 else below
+    size = abs(far)
+    found = size / half if size <= half else 1 + (size - half) / min(half, MAX_STEP)
+    return math.copysign(min(found, MAX_DISTANCE), far)
 
 
 def _at(interval: Interval, distance: float) -> float:
     """The inverse of `_distance`."""
     below, above = _halves(interval)
-    return interval.median * math.exp(distance * (above if distance >= 0 else below))
+    half = above if distance >= 0 else below
+    size = abs(distance)
+    far = size * half if size <= 1 else half + (size - 1) * min(half, MAX_STEP)
+    return interval.median * math.exp(math.copysign(far, distance))
 
 
 def scores(

@@ -442,6 +442,7 @@ class OutgoingMigration:
             self._ports.storage,
             self._ports.host_survey,
             source_host=settings.host,
+            destination=settings.destination,
             resumes=settings.resumes,
         )
         if not report.is_passed:

@@ -25,10 +25,10 @@ from transport.tcpinfo import TcpFacts, tcp_facts, worst_of
 
 __all__ = ["Measured", "measure"]
 
-# First payloads are small, so that a link of 1 Mbit/s has acknowledged some within the second; then each is a 16th of
-# what was acknowledged, up to what pages travel in.
+# First payloads are small, so that a link of 1 Mbit/s has acknowledged some within the second; then each is a 32nd of
+# what was acknowledged, up to what pages travel in: what is half under way at the end is little beside what arrived.
 _FIRST_PAYLOAD_BYTES: Final = 16 * limits.KIB
-_GROWTH: Final = 16
+_GROWTH: Final = 32
 # What is under way when the second is over may still arrive for so long, which counts no more: a connection that ends
 # between two records is in nobody's log. On a slow link it is cut.
 _GRACE_S: Final = 0.2

@@ -41,7 +41,7 @@ class ReceiveBundle:
         consumer: Consumer,
         window_bytes: int = limits.WINDOW_BYTES,
         max_payload_bytes: int = limits.MAX_PAYLOAD_BYTES,
-        max_connections: int = limits.MAX_CONNECTIONS,
+        max_connections: int | None = None,
         limit_bytes: int | None = None,
     ) -> None:
         """`limit_bytes` of records, repeats included, are taken at most: more end the bundle."""
@@ -49,7 +49,7 @@ class ReceiveBundle:
             raise LocalMisuse(f"a payload has 1 to {limits.MAX_PAYLOAD_BYTES} bytes, not {max_payload_bytes}")
         self._consumer = consumer
         self._max_payload_bytes = max_payload_bytes
-        self._max_connections = max_connections
+        self._max_connections = limits.MAX_CONNECTIONS if max_connections is None else max_connections
         self._limit_bytes = limit_bytes
         self._opener = Opener(keys, Kind.DATA)
         self._sealer = Sealer(keys, Kind.ACK)

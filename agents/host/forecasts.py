@@ -13,7 +13,7 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -48,6 +48,8 @@ _log = get_logger(__name__)
 FILE_NAME: Final = "predictions.jsonl"
 # What a probe has shown is taken for a move, or for a check without a probe of its own, for so long.
 LOAD_HOLDS_S: Final = 300.0
+# Longer for a path: it changes with what others send, and the interval of a path that nobody has measured is far wider.
+GOODPUT_HOLDS_S: Final = 3600.0
 # Checks of one guest to several hosts share one probe.
 SHARED_FOR_S: Final = 20.0
 # Guests whose loads are kept; the oldest goes.
@@ -123,7 +125,8 @@ class Forecasts:
             if lock.statistics().tasks_waiting == 0 and not lock.locked():
                 self._probing.pop(facts.guest_id, None)
         prediction = await self._predict(conditions, load)
-        await self._keep(prediction)
+        # In memory alone until a move takes it: nobody learns from a check that no move has followed.
+        (await self._known()).add(prediction)
         return prediction
 
     async def _probe(self, facts: GuestFacts, probe_s: float) -> GuestLoad:
@@ -175,6 +178,7 @@ class Forecasts:
         """Give the prediction of a move that begins: the one of a check just made, or a new one."""
         try:
             prediction = await self._of_move(conditions)
+            await self._keep(prediction)
         except Exception:
             # A task's edge: no mistake in here may cost a move.
             _log.exception("a move could not be predicted")
@@ -208,9 +212,9 @@ class Forecasts:
             is_free = one.outcome is None and all(t.prediction is not made for t in self._tickets)
             if is_free and replace(then, goodput_bytes_per_s=conditions.goodput_bytes_per_s) == conditions:
                 return made
-        prediction = await self._predict(conditions, self._load(conditions.guest_id, LOAD_HOLDS_S))
-        await self._keep(prediction)
-        return prediction
+        if conditions.goodput_bytes_per_s is None:
+            conditions = replace(conditions, goodput_bytes_per_s=_seen_goodput(moves, conditions, now_s))
+        return await self._predict(conditions, self._load(conditions.guest_id, LOAD_HOLDS_S))
 
     async def ended(self, ticket: Ticket | None, report: Report | None, *, is_comparable: bool) -> None:
         """Keep the outcome beside its prediction, and forget what was probed: the guest may be elsewhere.
@@ -272,6 +276,17 @@ class Forecasts:
             finally:
                 with contextlib.suppress(OSError):
                     self._file.close()
+
+
+def _seen_goodput(moves: Sequence[PastMove], conditions: Conditions, now_s: float) -> float | None:
+    """Give what the path to this destination was measured to carry when a move there was checked last."""
+    for one in reversed(moves):
+        then = one.prediction.conditions
+        if now_s - one.prediction.made_at_s > GOODPUT_HOLDS_S:
+            return None
+        if then.destination == conditions.destination and then.goodput_bytes_per_s is not None:
+            return then.goodput_bytes_per_s
+    return None
 
 
 def _shown(low: float, high: float) -> str:

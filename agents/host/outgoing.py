@@ -150,6 +150,7 @@ class Outgoing:
                 self._host.storage,
                 PermittedSurvey(self._host.survey, permission_for(facts)),
                 source_host=self._host.settings.agent.name,
+                destination=to,
                 timeout_s=self._host.settings.limits.outage_s,
                 time_limit_s=self._host.settings.defaults.timeout_s,
                 look_at_path=look_at_path,

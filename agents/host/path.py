@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-import statistics
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
@@ -26,16 +24,17 @@ from transport.hello import CHALLENGE_BYTES, SESSION_ID_BYTES, say_hello
 from transport.measuring import measure
 from transport.seal import SECRET_BYTES, Keys
 from transport.sockets import prepare_socket
-from transport.tcpinfo import tcp_facts
+from transport.tcpinfo import TcpFacts, tcp_facts
 
 __all__ = ["PathMeter"]
 
 # One packet that is lost is sent again after a second: the connection still counts.
 REACH_S: Final = 1.8
-# The median of five tells the usual round trip though one of them met a busy moment.
+# The quickest of five is the path's own time and both agents': others met a busy moment of either.
 PINGS: Final = 5
 # Checks of several guests measure one after the other; who waits for longer than this goes without.
 TURN_S: Final = 10.0
+MAX_PORT: Final = 65535
 # Beside the measured second: the last acknowledgement and the answer.
 _END_S: Final = 2.0
 
@@ -68,10 +67,8 @@ class PathMeter:
             if not waiting.cancelled_caught:
                 try:
                     return await self._measure(asker, address, ping_s)
-                except PeerRefused as exc:
-                    unmeasured = exc.text
                 except TransportError as exc:
-                    unmeasured = str(exc)
+                    unmeasured = _words(exc)
                 finally:
                     self._turn.release()
         return await self._connect(asker, address, ping_s, unmeasured)
@@ -85,40 +82,18 @@ class PathMeter:
                 taken_s.append(time.perf_counter() - began_s)
         except TransportError:
             return None
-        return statistics.median(taken_s)
+        return min(taken_s)
 
     async def _connect(self, asker: Asker, address: str, ping_s: float | None, unmeasured: str) -> PathFacts:
         """Only try whether the destination's data port can be reached."""
+        data_port = 0
         try:
-            opened = await asker.ask(_request(b"", 0, 0), PathOpened)
-        except TransportError as exc:
-            cause = exc.text if isinstance(exc, PeerRefused) else str(exc)
-            return PathFacts(data_port=0, data_error=cause, ping_s=ping_s, unmeasured=unmeasured)
-
-        def greet() -> socket.socket:
-            sock = self._dial(address, opened.data_port)
-            try:
-                # Who answers with this many bytes is no firewall's stand-in; the hello itself needs a migration.
-                if len(sock.recv(CHALLENGE_BYTES, socket.MSG_WAITALL)) < CHALLENGE_BYTES:
-                    raise OSError("the connection was closed at once")
-            except BaseException:
-                sock.close()
-                raise
-            return sock
-
-        return await self._found(greet, opened.data_port, ping_s, unmeasured)
-
-    async def _found(
-        self, dial: Callable[[], socket.socket], data_port: int, ping_s: float | None, unmeasured: str
-    ) -> PathFacts:
-        try:
-            sock = await anyio.to_thread.run_sync(dial)
+            data_port = _checked(await asker.ask(_request(b"", 0, 0), PathOpened)).data_port
+            tcp = await anyio.to_thread.run_sync(self._greet, address, data_port)
         except (OSError, TransportError) as exc:
             return PathFacts(
                 data_port=data_port, data_error=_words(exc), ping_s=ping_s, unmeasured=unmeasured
             )
-        with sock:
-            tcp = tcp_facts(sock)
         return PathFacts(
             data_port=data_port,
             rtt_s=tcp.rtt_s,
@@ -129,9 +104,18 @@ class PathMeter:
             cap_bytes_per_s=self._bandwidth_bytes_per_s,
         )
 
+    def _greet(self, address: str, data_port: int) -> TcpFacts:
+        with self._dial(address, data_port) as sock:
+            # Who answers with this many bytes is no firewall's stand-in; the hello itself needs a migration.
+            if len(sock.recv(CHALLENGE_BYTES, socket.MSG_WAITALL)) < CHALLENGE_BYTES:
+                raise OSError("the connection was closed at once")
+            return tcp_facts(sock)
+
     async def _measure(self, asker: Asker, address: str, ping_s: float | None) -> PathFacts:
         secret = os.urandom(SECRET_BYTES)
-        opened = await asker.ask(_request(secret, self._connections, self._window_bytes), PathOpened)
+        opened = _checked(
+            await asker.ask(_request(secret, self._connections, self._window_bytes), PathOpened)
+        )
         if not 0 < opened.connections <= self._connections or len(opened.data_session) != SESSION_ID_BYTES:
             raise PeerMisbehaved("the destination opened another path than was asked for")
         try:
@@ -216,7 +200,16 @@ def _request(secret: bytes, connections: int, window_bytes: int) -> MeasurePath:
     )
 
 
+def _checked(opened: PathOpened) -> PathOpened:
+    """Insist on a port that there can be: what a destination says is a peer's word."""
+    if not 0 < opened.data_port <= MAX_PORT:
+        raise PeerMisbehaved(f"the destination names a data port {opened.data_port}")
+    return opened
+
+
 def _words(failure: Exception) -> str:
+    if isinstance(failure, PeerRefused):
+        return failure.text
     if isinstance(failure, TimeoutError):
         return "nothing answers there: packets are dropped on the way"
     if isinstance(failure, ConnectionRefusedError):

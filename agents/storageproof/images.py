@@ -13,7 +13,7 @@ from agents.storageproof.formats import FormatInvalid, format_of, parse_qcow2
 from agents.storageproof.places import SharedPlaces
 from migrate.facts import ImageFacts
 
-__all__ = ["kernel", "look_at"]
+__all__ = ["kernel", "look_at", "size_at"]
 
 _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 
@@ -24,6 +24,23 @@ def kernel() -> str:
         return _BOOT.read_text().strip()[:64]
     except OSError:
         return ""
+
+
+def size_at(path: str, places: SharedPlaces) -> tuple[int, bool]:
+    """Give a disk's size, and whether it is a block device; what cannot be looked at is empty and none. Blocks."""
+    try:
+        descriptor, _ = sectors.open_image(places.locate(path))
+    except (OSError, ValueError):
+        return 0, False
+    try:
+        facts = os.fstat(descriptor)
+        if stat.S_ISBLK(facts.st_mode):
+            return devices.size_of(descriptor), True
+        return (facts.st_size if stat.S_ISREG(facts.st_mode) else 0), False
+    except OSError:
+        return 0, False
+    finally:
+        os.close(descriptor)
 
 
 def look_at(

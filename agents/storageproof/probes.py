@@ -57,9 +57,9 @@ def plant(disks: list[DiskFacts], places: SharedPlaces) -> Planted:
     for disk in disks[:MAX_PROBES]:
         if disk.kind in (DiskKind.NETWORK, DiskKind.EMPTY) or not disk.path:
             continue
-        seen = images.look_at(disk.path, places, is_read_only=True)
+        size_bytes, is_block = images.size_at(disk.path, places)
         path, error = "", ""
-        if not seen.is_block:
+        if not is_block:
             nonce = secrets.token_bytes(NONCE_BYTES)
             try:
                 path = str(fileops.write_new(Path(os.path.realpath(disk.path)).parent, PROBE_PREFIX, nonce))
@@ -72,7 +72,7 @@ def plant(disks: list[DiskFacts], places: SharedPlaces) -> Planted:
                 disk=disk.name,
                 path=path,
                 image=disk.path,
-                offsets=choose_offsets(seen.size_bytes),
+                offsets=choose_offsets(size_bytes),
                 is_locked=path in planted.held,
                 is_read_only=disk.is_read_only,
                 error=error,

@@ -12,7 +12,7 @@ class PathFacts:
     """The data path from this source to one destination. None: not known.
 
     `data_error` says why no data connection could be made to `data_port`; empty: one was made. `rtt_s` is the network's
-    round trip alone (TCP's smallest), `ping_s` the median of a request and its answer between the two agents.
+    round trip alone (TCP's smallest), `ping_s` the quickest of some requests and answers between the two agents.
     `goodput_bytes_per_s` is payload that the destination has acknowledged, sealed and over as many connections as pages
     take, in `measured_s`; where it is None, `unmeasured` says why. `cap_bytes_per_s` is the configured cap, which held
     for the measurement too.

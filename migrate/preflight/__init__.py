@@ -21,14 +21,14 @@ from migrate.preflight import (
     sharing,
     storage,
 )
-from migrate.preflight.evidence import RECORDS, Denied, Inspection, LockAnswer, Probe, Reading
+from migrate.preflight.evidence import RECORDS, Inspection, LockAnswer, Probe, Reading, Unanswered
 from migrate.preflight.report import Check, Finding, PreflightReport, Severity
 
 __all__ = [
     "AREAS",
     "RECORDS",
     "Check",
-    "Denied",
+    "Unanswered",
     "Finding",
     "Inspection",
     "LockAnswer",
@@ -37,7 +37,7 @@ __all__ = [
     "Reading",
     "Severity",
     "examine",
-    "examine_denied",
+    "examine_alone",
 ]
 
 # In the order of the report. The name of an area is its module's.
@@ -49,10 +49,15 @@ def examine(inspection: Inspection) -> PreflightReport:
     return PreflightReport(findings=tuple(finding for area in AREAS for finding in area.judge(inspection)))
 
 
-def examine_denied(denied: Denied) -> PreflightReport:
-    """Run the checks that need no word of the destination, which refuses to give any: never passed."""
-    return PreflightReport(
-        findings=tuple(
-            finding for area in (devices, capacity, security) for finding in area.judge_denied(denied)
-        )
-    )
+def examine_alone(unanswered: Unanswered) -> PreflightReport:
+    """Judge what the source alone knows, where the destination gave no facts; every other check could not be made."""
+    made = [
+        finding for area in (network, devices, capacity, security) for finding in area.judge_alone(unanswered)
+    ]
+    why = "its rules deny it" if unanswered.is_denied else "it was not reached"
+    findings: list[Finding] = []
+    for area in AREAS:
+        for check in area.CHECKS:
+            of_this = [finding for finding in made if finding.check == check.check_id]
+            findings += of_this or [check.unknown(f"{unanswered.host} could not be asked: {why}", "")]
+    return PreflightReport(findings=tuple(findings))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from migrate.facts import CapacityFacts, GuestFacts, MoveSlots, Survey
-from migrate.preflight.evidence import Denied, Inspection
+from migrate.preflight.evidence import Inspection, Unanswered
 from migrate.preflight.report import Check, Finding
 
 __all__ = [
@@ -29,7 +29,7 @@ __all__ = [
     "SWAP_USED_SHARE",
     "VCPUS",
     "judge",
-    "judge_denied",
+    "judge_alone",
 ]
 
 MEMORY_PHYSICAL: Final = Check(
@@ -154,11 +154,11 @@ def judge(inspection: Inspection) -> Iterator[Finding]:
     yield from _draining(inspection.host.name, there, is_destination=True)
 
 
-def judge_denied(denied: Denied) -> Iterator[Finding]:
+def judge_alone(unanswered: Unanswered) -> Iterator[Finding]:
     """Judge what the source alone knows."""
-    yield _outgoing(denied.source_host, denied.here)
-    yield _in_doubt(denied.source_host, denied.here.capacity, is_destination=False)
-    yield from _draining(denied.source_host, denied.here.capacity, is_destination=False)
+    yield _outgoing(unanswered.source_host, unanswered.here)
+    yield _in_doubt(unanswered.source_host, unanswered.here.capacity, is_destination=False)
+    yield from _draining(unanswered.source_host, unanswered.here.capacity, is_destination=False)
 
 
 # ---------------------------------------------------------------------- memory

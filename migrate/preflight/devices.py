@@ -11,10 +11,10 @@ from typing import Final
 
 from migrate.facts import GuestFacts
 from migrate.preflight import hardware
-from migrate.preflight.evidence import Denied, Inspection
+from migrate.preflight.evidence import Inspection, Unanswered
 from migrate.preflight.report import Check, Finding
 
-__all__ = ["CHECKS", "GUEST_BLOCKED", "OBJECTIONS", "judge", "judge_denied"]
+__all__ = ["CHECKS", "GUEST_BLOCKED", "OBJECTIONS", "judge", "judge_alone"]
 
 GUEST_BLOCKED: Final = Check(
     check_id="guest-blocked",
@@ -110,9 +110,9 @@ def judge(inspection: Inspection) -> Iterator[Finding]:
             yield check.ok(f"{host.name} has nothing against it")
 
 
-def judge_denied(denied: Denied) -> Iterator[Finding]:
-    """Judge what blocks the guest."""
-    yield from _blocked(denied.guest, denied.source_host)
+def judge_alone(unanswered: Unanswered) -> Iterator[Finding]:
+    """Judge what blocks the guest, which needs no word of the destination."""
+    yield from _blocked(unanswered.guest, unanswered.source_host)
 
 
 def _blocked(guest: GuestFacts, source_host: str) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ from typing import Final
 
 from migrate.facts import GuestFacts, HostFacts, ImageFacts, Objection, PathFacts, Survey
 
-__all__ = ["MAX_NAMED", "RECORDS", "Denied", "Inspection", "LockAnswer", "Probe", "Reading", "named"]
+__all__ = ["MAX_NAMED", "RECORDS", "Inspection", "LockAnswer", "Probe", "Reading", "Unanswered", "named"]
 
 # The "disk" of a probe that was put where the ownership records are, when that is beside no disk.
 RECORDS: Final = "ownership records"
@@ -95,13 +95,18 @@ class Inspection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Denied:
-    """What is left to judge where the destination's rules did not let the source ask: `reason` is its sentence."""
+class Unanswered:
+    """What is left to judge where the destination gave no facts, and the `reason` in words.
+
+    `is_denied`: its rules did not let the source ask; else it was not reached.
+    """
 
     guest: GuestFacts
     source_host: str
+    host: str
     here: Survey
     reason: str
+    is_denied: bool
 
 
 def named(words: tuple[str, ...] | list[str], none: str = "none") -> str:

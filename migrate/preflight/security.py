@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from migrate.facts import CertificateFacts, GuestFacts, Permission, SelinuxFacts, Survey
-from migrate.preflight.evidence import Denied, Inspection
+from migrate.preflight.evidence import Inspection, Unanswered
 from migrate.preflight.report import Check, Finding
 
 __all__ = [
@@ -22,7 +22,7 @@ __all__ = [
     "SELINUX",
     "WARN_LEFT_S",
     "judge",
-    "judge_denied",
+    "judge_alone",
 ]
 
 ALLOWED: Final = Check(
@@ -70,8 +70,9 @@ WARN_LEFT_S: Final = 14 * _DAY_S
 MIN_LEFT_S: Final = 3600.0
 # All but the last round has gone already: connections stand, and there are seconds left to go.
 MIN_LEFT_UNDER_WAY_S: Final = 60.0
-# Labels and names come from a peer.
+# Labels and names come from a peer; so does the sentence of a refusal, which has a name, a guest and a rule in ours.
 _MAX_WORD: Final = 128
+_MAX_REASON: Final = 1000
 
 
 def judge(inspection: Inspection) -> Iterator[Finding]:
@@ -88,14 +89,16 @@ def judge(inspection: Inspection) -> Iterator[Finding]:
     yield _apparmor(inspection)
 
 
-def judge_denied(denied: Denied) -> Iterator[Finding]:
-    """Judge what the source alone knows; the destination's rules have said no."""
-    yield from _permission(denied.here, denied.guest, denied.source_host)
-    yield ALLOWED.refused(
-        denied.reason, f"Add a rule for agents to [[allow]] there: {denied.source_host} may not"
-    )
-    yield _certificates(denied.source_host, denied.here, is_under_way=False)
-    yield _confidential(denied.guest, denied.source_host)
+def judge_alone(unanswered: Unanswered) -> Iterator[Finding]:
+    """Judge what the source alone knows, and tell what the destination's rules have said."""
+    yield from _permission(unanswered.here, unanswered.guest, unanswered.source_host)
+    if unanswered.is_denied:
+        yield ALLOWED.refused(
+            unanswered.reason[:_MAX_REASON],
+            f"Add a rule for agents to [[allow]] there: {unanswered.source_host} may not",
+        )
+    yield _certificates(unanswered.source_host, unanswered.here, is_under_way=False)
+    yield _confidential(unanswered.guest, unanswered.source_host)
 
 
 def _permission(here: Survey, guest: GuestFacts, source: str) -> Iterator[Finding]:

@@ -80,6 +80,7 @@ def test_what_is_left_out_has_its_default(load: Callable[[str], Settings], folde
     assert settings.agent.event_loop is config.EventLoop.ASYNCIO
     assert settings.tls.key == folder / "pki" / "agent-host-a.key"
     assert settings.shared_dirs == (folder / "shared",)
+    assert settings.shared_devices == ()
     assert settings.embedded is None
     assert dict(settings.peers) == {}
     assert 1 <= settings.limits.connections <= 4
@@ -143,6 +144,7 @@ def test_every_mistake_is_said_at_once(problems: Callable[[str], tuple[str, ...]
         adress = "host-b:7700"
         [storage]
         shared_dirs = ["/nowhere/at/all"]
+        shared_devices = ["/dev/mapper/*", "/srv/*", "/dev/../*"]
         [limits]
         outgoing = 0
         window = "64MiB1"
@@ -163,6 +165,8 @@ def test_every_mistake_is_said_at_once(problems: Callable[[str], tuple[str, ...]
         "peers.host-b.address",
         "peers.host-b.adress",
         "storage.shared_dirs",
+        "storage.shared_devices",
+        "storage.shared_devices",
         "limits.outgoing",
         "limits.window",
         "limits.bandwidth",

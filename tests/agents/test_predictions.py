@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from agents.predictions import MAX_KEPT, MAX_LINE_BYTES, PredictionFile, PredictionTable
+from agents.api import CONTROL_SCHEMA, MAX_LISTED_PREDICTIONS, PredictionList
+from agents.predictions import (
+    MAX_KEPT,
+    MAX_LINE_BYTES,
+    MAX_OPEN,
+    PredictionFile,
+    PredictionTable,
+)
 from migrate.compression import Compression
 from migrate.forecast import (
     Basis,
@@ -18,10 +25,12 @@ from migrate.forecast import (
     GuestLoad,
     Interval,
     MoveOutcome,
+    PastMove,
     Prediction,
     Remedy,
     WriteWindow,
 )
+from migrate.lessons import scores
 from migrate.phases import Phase
 from migrate.plan import OnTimeout
 
@@ -206,14 +215,35 @@ def test_of_a_file_that_somebody_made_huge_the_end_is_read(tmp_path: Path) -> No
 
 def test_the_table_forgets_the_oldest() -> None:
     table = PredictionTable()
-    for number in range(MAX_KEPT + 1):
+    for number in range(MAX_KEPT + 2):
         table.add(prediction(number))
         table.add(outcome(number))
+    table.add(prediction(MAX_KEPT + 2))
     moves = table.moves()
-    assert len(moves) == MAX_KEPT
-    assert moves[0].prediction.prediction_id == f"{1:032x}"
+    assert len(moves) == MAX_KEPT + 1
+    assert moves[0].prediction.prediction_id == f"{2:032x}"
     table.add(outcome(0))
-    assert all(one.outcome is not None for one in table.moves())
+    assert sum(one.outcome is not None for one in table.moves()) == MAX_KEPT
+
+
+def test_checks_that_no_move_followed_push_out_no_lesson() -> None:
+    table = PredictionTable()
+    table.add(prediction(0))
+    table.add(outcome(0))
+    for number in range(1, 3 * MAX_OPEN):
+        table.add(prediction(number))
+    moves = table.moves()
+    assert len(moves) == 1 + MAX_OPEN
+    assert moves[0].outcome == outcome(0)
+    assert moves[-1].prediction == prediction(3 * MAX_OPEN - 1)
+
+
+def test_as_many_as_are_listed_fit_into_one_message() -> None:
+    moves = tuple(
+        PastMove(prediction=prediction(n), outcome=outcome(n)) for n in range(MAX_LISTED_PREDICTIONS)
+    )
+    listed = PredictionList(host="host-a", moves=moves, scores=scores(moves))
+    assert CONTROL_SCHEMA.decode(CONTROL_SCHEMA.encode(listed)) == listed
 
 
 def test_an_outcome_without_its_prediction_is_not_kept() -> None:

@@ -496,3 +496,11 @@ def test_an_outcome_is_taken_from_the_report() -> None:
     assert outcome.first_zstd_bytes == 200 * PAGE_BYTES
     assert outcome.overhead_s == pytest.approx(10.0 - sum(one.duration_s for one in rounds) - 0.026)
     assert outcome.value("cpu_s") is None
+
+
+def test_one_wild_move_does_not_make_the_next_prediction_absurd() -> None:
+    wild = lessons([past(1e6)], conditions())
+    wide = Figures(**{quantity: Interval(low=1.0, median=3.0, high=20.0) for quantity in QUANTITIES})
+    found = corrected(wide, wild).total_s
+    assert found.median < 10
+    assert 20 < found.high <= 20 * 8

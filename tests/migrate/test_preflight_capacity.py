@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 import pytest
 
 from migrate.facts import CapacityFacts, GuestDemand, Survey
-from migrate.preflight import Denied, Inspection, Severity, capacity, examine, examine_denied
+from migrate.preflight import Inspection, Severity, Unanswered, capacity, examine, examine_alone
 from migrate.preflight.capacity import (
     CPU_STALL_PERCENT,
     MEMORY_STALL_PERCENT,
@@ -188,7 +188,16 @@ def test_nonsense_of_a_peer_breaks_no_check(nonsense: int) -> None:
 
 def test_where_the_destination_says_nothing_the_source_still_knows_its_own_limits() -> None:
     full = here(outgoing=4, is_draining=True).here
-    report = examine_denied(Denied(guest=FACTS, source_host="host-a", here=full, reason="no [[allow]]"))
+    report = examine_alone(
+        Unanswered(
+            guest=FACTS,
+            source_host="host-a",
+            host="host-b",
+            here=full,
+            reason="no [[allow]]",
+            is_denied=True,
+        )
+    )
     assert {f.check for f in report.of(Severity.REFUSED)} == {"outgoing-limit", "draining", "allowed"}
 
 

@@ -14,7 +14,7 @@ from migrate.facts import (
     SelinuxFacts,
     Survey,
 )
-from migrate.preflight import Denied, Finding, Inspection, Severity, examine, examine_denied, security
+from migrate.preflight import Finding, Inspection, Severity, Unanswered, examine, examine_alone, security
 from migrate.preflight.security import MIN_LEFT_S, MIN_LEFT_UNDER_WAY_S, WARN_LEFT_S
 from tests.migrate.test_preflight import GOOD, HERE, NOW_S
 from tests.migrate.world import FACTS, YEAR_S
@@ -74,14 +74,20 @@ def test_a_source_that_asked_nobody_does_not_know_who_may() -> None:
 
 def test_a_destination_that_denies_is_one_finding_among_those_that_need_no_word_of_it() -> None:
     guest = replace(FACTS, blockers=("VFIO",), confinement=Confinement(is_confidential=True))
-    report = examine_denied(
-        Denied(
-            guest=guest, source_host="host-a", here=HERE, reason="agent/host-a may not send guest to host-b"
-        )
+    denied = Unanswered(
+        guest=guest,
+        source_host="host-a",
+        host="host-b",
+        here=HERE,
+        reason="agent/host-a may not send guest to host-b",
+        is_denied=True,
     )
+    report = examine_alone(denied)
     assert not report.is_passed
     assert {f.check for f in report.of(Severity.REFUSED)} == {"allowed", "guest-blocked", "confidential"}
     assert any("agent/host-a may not send" in problem for problem in report.problems)
+    long = examine_alone(replace(denied, reason="x" * 100_000))
+    assert all(len(f.found) <= 1000 for f in long.findings)
 
 
 # ----------------------------------------------------------------- certificates

@@ -272,3 +272,30 @@ async def test_after_aclose_the_consumer_is_called_no_more() -> None:
         assert done == [1]
         await receiver.aclose()
     assert done == [1]
+
+
+def test_a_bundle_with_a_limit_takes_exactly_so_many_bytes_repeats_included() -> None:
+    size = len(record(0))
+    receiver = ReceiveBundle(
+        keys=KEYS, consumer=lambda payload: None, max_payload_bytes=PAYLOAD_BYTES, limit_bytes=2 * size
+    )
+    with connected(receiver) as (first,):
+        for _ in range(2):
+            first.sock.sendall(record(0))
+            acked(first.sock)
+        assert receiver.records == 1
+        first.sock.sendall(record(0))
+        assert first.ended() is None
+        assert first.sock.recv(1) == b""
+    assert isinstance(receiver.failure, PeerMisbehaved)
+
+
+def test_a_bundle_may_have_a_smaller_limit_of_connections() -> None:
+    receiver = ReceiveBundle(keys=KEYS, consumer=lambda payload: None, max_connections=1)
+    with connected(receiver) as (first,):
+        first.sock.sendall(record(0))
+        acked(first.sock)
+        ours, theirs = socket.socketpair()
+        with ours:
+            receiver.serve(theirs)
+            assert ours.recv(1) == b""

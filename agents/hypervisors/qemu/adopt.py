@@ -392,8 +392,11 @@ def _disk(read: _Read, driver: str, fields: dict[str, str]) -> DiskSpec:
             raise NotAdoptable()
         raise NotAdoptable(f"-device {driver}: its drive {node!r:.40} is no -blockdev")
     kind, path = block.pop("driver", ""), block.pop("file.filename", "")
-    if kind not in tuple(Format) or block.pop("file.driver", "") != "file":
-        raise NotAdoptable(f"-blockdev {node}: only raw and qcow2 in a file have a place in a guest's spec")
+    protocol = block.pop("file.driver", "")
+    if kind not in tuple(Format) or protocol not in ("file", "host_device"):
+        raise NotAdoptable(
+            f"-blockdev {node}: only raw and qcow2 in a file or a block device have a place in a guest's spec"
+        )
     is_direct = block.pop("cache.direct", "off") == "on"
     is_file_direct, is_flushed = (
         block.pop("file.cache.direct", "off") == "on",
@@ -407,7 +410,13 @@ def _disk(read: _Read, driver: str, fields: dict[str, str]) -> DiskSpec:
     is_read_only = block.pop("read-only", "off") == "on"
     _nothing_left(read, f"-blockdev {node}", block, "blockdev")
     bus = Bus.VIRTIO if driver == "virtio-blk-pci" else Bus.SCSI
-    return DiskSpec(path=path, format=Format(kind), bus=bus, cache=cache, is_read_only=is_read_only)
+    disk = DiskSpec(path=path, format=Format(kind), bus=bus, cache=cache, is_read_only=is_read_only)
+    if disk.block_driver != protocol:
+        raise NotAdoptable(
+            f"-blockdev {node}: {path:.200} with file.driver={protocol} has no place in a guest's spec, where block "
+            "devices are those below /dev"
+        )
+    return disk
 
 
 def _network(read: _Read, fields: dict[str, str]) -> NetworkSpec:

@@ -136,6 +136,13 @@ class DiskSpec:
     cache: Cache = Cache.NONE
     is_read_only: bool = False
 
+    @property
+    def block_driver(self) -> str:
+        """QEMU's driver for what is at the path. It has one for files and one for devices, and takes neither for the
+        other; the name decides, because it is the same on every host. In /dev/shm are files."""
+        is_device = self.path.startswith("/dev/") and not self.path.startswith("/dev/shm/")
+        return "host_device" if is_device else "file"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkSpec:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from agents.api import Check, CheckReport, GetHost, ListGuests, Refused
 from agents.cli.checks import markdown
 from agents.cli.main import main
 from agents.cli.output import Exit
+from migrate.facts import PathFacts
 from migrate.preflight import AREAS, Finding, capacity, machine, storage
 from tests.agents.cli.conftest import Agents, Respond
 from tests.agents.scripted_agent import guest_facts, guest_list, host_view
@@ -17,6 +19,17 @@ from tests.agents.scripted_agent import guest_facts, guest_list, host_view
 OK = capacity.MEMORY.ok("host-b has room")
 ODD = machine.CLOCK.warning("the clock of host-b is 2.0 s behind that of host-a")
 BAD = storage.STORAGE.refused("disk0 is not proved")
+PATH = PathFacts(
+    data_port=7701,
+    rtt_s=0.00008,
+    ping_s=0.0009,
+    mtu_bytes=9000,
+    mss_bytes=8948,
+    goodput_bytes_per_s=1.1375e9,
+    measured_s=1.0,
+    measured_bytes=1_137_500_000,
+    connections=2,
+)
 PAGE = Path(__file__).parents[3] / "docs" / "preflight.md"
 
 
@@ -58,6 +71,52 @@ def test_a_check_shows_every_finding_and_exits_by_the_worst(
     assert printed["passed"] is (code == Exit.OK)
     assert [one["check"] for one in printed["findings"]] == [one.check for one in findings]
     assert all(one["asked"] and one["why"] for one in printed["findings"])
+
+
+def with_path(path: PathFacts) -> Respond:
+    def respond(request: object) -> Sequence[object]:
+        if isinstance(request, Check):
+            return [CheckReport(guest="vm1", to=request.to, findings=(OK,), path=path)]
+        return source({"host-b": (OK,)})(request)
+
+    return respond
+
+
+def test_the_path_is_one_line_and_stands_in_the_json(
+    agents: Agents, capsys: pytest.CaptureFixture[str]
+) -> None:
+    agents.hosts["host-a"] = with_path(PATH)
+    assert main(["check", "vm1", "--to", "host-b"]) == Exit.OK
+    line = "path to host-b: 9.1 Gbit/s measured over 2 connections for 1.0 s, round trip 0.08 ms, MTU 9000"
+    assert line in capsys.readouterr().out.splitlines()
+    assert main(["check", "vm1", "--to", "host-b", "--json"]) == Exit.OK
+    assert json.loads(capsys.readouterr().out)["path"]["goodput_bytes_per_s"] == 1.1375e9
+    agents.hosts["host-a"] = with_path(replace(PATH, goodput_bytes_per_s=1e5, rtt_s=None, mtu_bytes=None))
+    main(["check", "vm1", "--to", "host-b"])
+    assert (
+        "path to host-b: 800 kbit/s measured over 2 connections for 1.0 s, round trip 0.90 ms"
+        in capsys.readouterr().out.splitlines()
+    )
+    agents.hosts["host-a"] = with_path(PathFacts(data_port=7701, data_error="the connection is refused"))
+    main(["check", "vm1", "--to", "host-b"])
+    assert "path to" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "measures"),
+    [
+        (("host-b",), True),
+        (("host-b", "--no-measure"), False),
+        (("any",), False),
+        (("any", "--measure"), True),
+    ],
+)
+def test_a_path_is_measured_unless_all_hosts_are_asked(
+    agents: Agents, words: tuple[str, ...], measures: bool
+) -> None:
+    agents.hosts["host-a"] = source({"host-b": (OK,)})
+    assert main(["check", "vm1", "--to", *words]) == Exit.OK
+    assert [one.measures for one in agents.requests(Check) if isinstance(one, Check)] == [measures]
 
 
 def test_the_worst_is_shown_first(agents: Agents, capsys: pytest.CaptureFixture[str]) -> None:

@@ -128,6 +128,7 @@ class Fleet:
         embedded: str = "",
         qemu: str = "",
         etcd: str = "",
+        storage: str = "",
         event_loop: str = "asyncio",
     ) -> Path:
         """Write one agent's configuration; it listens on its own of `control_ports`, its peers on theirs."""
@@ -154,6 +155,7 @@ key = "pki/agent-{host}.key"
 {'crl = "pki/ca.crl"' if self.has_crl else ""}
 {self.rules}[storage]
 shared_dirs = ["{self.shared_at.get(host, self.shared)}"]
+{storage}
 {etcd and "[storage.etcd]"}
 {etcd}
 [guests.embedded]
@@ -343,6 +345,8 @@ async def running_fleet(
     shared_at: Mapping[str, Path] = MappingProxyType({}),
     valid_for: Mapping[str, timedelta] = MappingProxyType({}),
     roots: Mapping[str, Path] = MappingProxyType({}),
+    fronts: Mapping[str, str] = MappingProxyType({}),
+    storage: str = "",
 ) -> AsyncIterator[Fleet]:
     """Two agents that know each other, in this process and loop; both end with the block.
 
@@ -350,9 +354,10 @@ async def running_fleet(
     list that revokes nobody yet. `shared_at` is the storage of a host that does not see what the others do.
     `qemu` are more lines of [guests.qemu]; without any, the agents run no such guests. `authority` issues their
     certificates where a test needs more of that CA than `agents.pki` gives, by host for `valid_for`.
-    `etcd` are lines of [storage.etcd]. A host in `roots` finds its kernel's files there and not in /.
+    `etcd` are lines of [storage.etcd], `storage` of [storage]. A host in `roots` finds its kernel's files there and not
+    in /. `fronts` are the addresses where peers find a host, and where the test puts something in front of it.
     """
-    fleet = Fleet(folder, rules=rules, has_crl=crl, shared_at=dict(shared_at))
+    fleet = Fleet(folder, rules=rules, has_crl=crl, shared_at=dict(shared_at), fronts=dict(fronts))
     fleet.issue()
     if crl:
         revoke(folder / "pki", ())
@@ -368,6 +373,7 @@ async def running_fleet(
                 embedded=_lines(embedded, host),
                 qemu=_lines(qemu, host),
                 etcd=etcd,
+                storage=storage,
             )
             agent = fleet.agents[host] = HostAgent(load_settings(config), root=roots.get(host, ROOT))
             listening = anyio.Event()

@@ -58,6 +58,7 @@ class QemuGuests:
             dir=self.fleet.qemu_dir(name),
             binary=QEMU,
             shared_dirs=(self.fleet.shared,),
+            shared_devices=("/dev/loop*",),
             kernel_dirs=(self.boot.folder,),
             accels=(Accel.TCG,),
             taps=taps,
@@ -159,11 +160,13 @@ def qemu_processes(
 
 
 @asynccontextmanager
-async def qemu_fleet(folder: Path, limits: str = "", qemu: str = "") -> AsyncIterator[QemuGuests]:
+async def qemu_fleet(
+    folder: Path, limits: str = "", qemu: str = "", storage: str = ""
+) -> AsyncIterator[QemuGuests]:
     """Two agents in this loop, and no guest yet."""
     guests = QemuGuests(Fleet(folder), Boot.at(folder / "boot"))
     try:
-        async with running_fleet(folder, limits=limits, qemu=qemu or "\n") as fleet:
+        async with running_fleet(folder, limits=limits, qemu=qemu or "\n", storage=storage) as fleet:
             guests.fleet = fleet
             yield guests
     finally:

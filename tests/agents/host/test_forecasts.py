@@ -59,6 +59,7 @@ async def test_a_move_that_was_checked_leaves_that_prediction_with_its_outcome()
             # 20 MiB/s of a working set of 8 MiB: in the longest window more than in the shortest.
             first, *_, last = prediction.load.windows
             assert 0 < first.pages < last.pages <= (8 << 20) // 4096 + 64
+            assert fleet.describe("host-a", spec.guest_id).tracking == "none"
             view = await fleet.move(spec.guest_id, "host-a", "host-b")
             assert view.phase is Phase.COMPLETE
             (one,) = await ended(fleet)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,20 @@ def test_a_qemu_that_somebody_else_started_becomes_a_spec() -> None:
         disks=(DiskSpec(path="/srv/a.raw", format=Format.RAW),),
         networks=(NetworkSpec(kind=NetworkKind.TAP, mac="52:54:00:00:00:07", interface="tap7"),),
     )
+
+
+def test_a_block_device_below_dev_becomes_a_disk_and_comes_back() -> None:
+    disks = (
+        DiskSpec(path="/dev/mapper/guest-1", format=Format.RAW),
+        DiskSpec(path="/dev/shm/a.raw", format=Format.RAW),
+    )
+    argv = argv_of(replace(PLAIN, disks=disks), HOST, is_incoming=False)
+    drivers = [word.partition("file.driver=")[2].partition(",")[0] for word in argv if "file.driver" in word]
+    assert drivers == ["host_device", "file"]
+    for path, driver in (("/dev/sdb", "file"), ("/srv/a.raw", "host_device"), ("/srv/a.raw", "nbd")):
+        block = f"driver=raw,node-name=d0,file.driver={driver},file.filename={path}"
+        with pytest.raises(NotAdoptable, match=r"has no place|have a place"):
+            spec_of(theirs("-blockdev", block, "-device", "virtio-blk-pci,drive=d0"))
 
 
 WITHOUT_PLACE: list[tuple[tuple[str, ...], str]] = [

@@ -86,10 +86,10 @@ async def devices_of(qmp: Qmp) -> tuple[tuple[DeviceFacts, ...], int]:
             if len(found) == MAX_DEVICES:
                 more += 1
                 continue
-            device_type = kind_word.removeprefix("child<").removesuffix(">")[:MAX_NAME_CHARS]
+            device_type = _word(kind_word.removeprefix("child<").removesuffix(">"))
             kind = kind_of(device_type)
             tie = "" if kind is DeviceKind.EMULATED else await _tie(qmp, f"{folder}/{name}", device_type)
-            found.append(DeviceFacts(name=name[:MAX_NAME_CHARS], type=device_type, kind=kind.value, tie=tie))
+            found.append(DeviceFacts(name=_word(name), type=device_type, kind=kind.value, tie=tie))
     for node in await _nvme_nodes(qmp):
         if len(found) < MAX_DEVICES:
             found.append(node)
@@ -98,11 +98,16 @@ async def devices_of(qmp: Qmp) -> tuple[tuple[DeviceFacts, ...], int]:
     return tuple(found), more
 
 
+def _word(said: str) -> str:
+    """Give what of a name can be shown and sent: QEMU's user chose it."""
+    return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in said[:MAX_NAME_CHARS])
+
+
 async def _nvme_nodes(qmp: Qmp) -> list[DeviceFacts]:
     nodes = await qmp.execute("query-named-block-nodes", {"flat": True})
     return [
         DeviceFacts(
-            name=f"disk {field_of(node, 'node-name')}"[:MAX_NAME_CHARS],
+            name=_word(f"disk {field_of(node, 'node-name')}"),
             type="",
             kind=DeviceKind.PASSTHROUGH.value,
             tie="nvme://: its controller writes to the guest's RAM by itself",
@@ -124,7 +129,7 @@ async def _tie(qmp: Qmp, path: str, device_type: str) -> str:
     words = ", ".join(f"{name} {value}" for name, value in said.items() if value not in (None, "", 0))
     if device_type.startswith("tpm-"):
         words = await _tpm(qmp) or words
-    return words[:MAX_NAME_CHARS]
+    return _word(words)
 
 
 async def _tpm(qmp: Qmp) -> str:

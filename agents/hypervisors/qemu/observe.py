@@ -32,6 +32,10 @@ __all__ = [
 
 # As many as a spec may have; the guest cannot be moved anyway.
 MAX_DISKS: Final = 64
+# PATH_MAX of Linux; a URL may be cut.
+_MAX_PATH_CHARS: Final = 4096
+# What a message can carry.
+_MAX_BYTES: Final = (1 << 63) - 1
 _CPU_SUFFIX: Final = "-x86_64-cpu"
 # Where QEMU puts UEFI: its code, its variables.
 _FLASHES: Final = ("/machine/system.flash0", "/machine/system.flash1")
@@ -69,7 +73,7 @@ async def observed_ram(qmp: Qmp) -> tuple[BlockFacts, ...]:
     summary = await qmp.execute("query-memory-size-summary")
     sizes = [field_of(summary, "base-memory"), field_of(summary, "plugged-memory")]
     total = sum(size for size in sizes if isinstance(size, int) and not isinstance(size, bool))
-    return (BlockFacts(name="ram", size_bytes=total),)
+    return (BlockFacts(name="ram", size_bytes=min(max(total, 0), _MAX_BYTES)),)
 
 
 async def observed_disks(qmp: Qmp) -> tuple[DiskFacts, ...]:
@@ -84,7 +88,7 @@ async def observed_disks(qmp: Qmp) -> tuple[DiskFacts, ...]:
 
 def _disk(name: str, block: Json) -> DiskFacts:
     inserted = field_of(block, "inserted")
-    path = str(field_of(inserted, "image", "filename") or "")
+    path = _sendable(field_of(inserted, "image", "filename"))
     is_read_only = field_of(inserted, "ro") is True
     is_file = path.startswith("/")
     if field_of(block, "removable") is True:
@@ -97,7 +101,7 @@ def _disk(name: str, block: Json) -> DiskFacts:
         size_bytes=_size(path) if is_file else 0,
         is_read_only=is_read_only or kind is DiskKind.EMPTY,
         kind=kind,
-        format=str(field_of(inserted, "drv") or ""),
+        format=_sendable(field_of(inserted, "drv")),
         cache=_cache(inserted),
         is_locked=is_file and not is_read_only,
     )
@@ -121,18 +125,23 @@ async def own_firmware(qmp: Qmp) -> OwnFirmware | None:
     """Give the files of UEFI, or of a BIOS that was named by its path; None for a machine that has QEMU's own."""
     blocks = await qmp.execute("query-block")
     files = {
-        str(field_of(block, "qdev")): str(field_of(block, "inserted", "image", "filename"))
+        str(field_of(block, "qdev")): _sendable(field_of(block, "inserted", "image", "filename"))
         for block in (blocks if isinstance(blocks, list) else [])
     }
     if _FLASHES[0] in files:
         roles = zip(("code", "variables"), _FLASHES, strict=True)
         return OwnFirmware("uefi", tuple((role, files[one]) for role, one in roles if one in files))
     bios = await qmp.execute("qom-get", {"path": "/machine", "property": "firmware"})
-    return OwnFirmware("bios", (("code", bios),)) if isinstance(bios, str) and bios.startswith("/") else None
+    return OwnFirmware("bios", (("code", path),)) if (path := _sendable(bios)).startswith("/") else None
+
+
+def _sendable(said: Json) -> str:
+    """Give a text as it travels: half a surrogate pair is a string of JSON, and of no message."""
+    return said.encode(errors="replace").decode()[:_MAX_PATH_CHARS] if isinstance(said, str) else ""
 
 
 def _size(path: str) -> int:
     try:
         return os.stat(path).st_size
-    except OSError:
+    except (OSError, ValueError):  # the latter of a path with a NUL
         return 0

@@ -34,7 +34,7 @@ _PAGE: Final = 4096
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # A block of RAM: its name, and the bytes it uses.
 _BLOCK: Final = re.compile(
-    r"^\s*(\S+)\s+\d+ [KMG]iB\s+0x[0-9a-f]+\s+0x[0-9a-f]+\s+0x([0-9a-f]+)\s", re.MULTILINE
+    r"^\s*(\S+)\s+\d+ [KMG]iB\s+0x[0-9a-f]+\s+0x[0-9a-f]+\s+0x0*([0-9a-f]{1,15})\s", re.MULTILINE
 )
 _GENERATED: Final = "/rom@genroms/"
 # Which file an option ROM is from: QEMU names the block by the device.

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import subprocess
-import time
-import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import anyio
 import pytest
 
 from agents.api import Check, CheckReport
@@ -20,8 +13,9 @@ from agents.hypervisors.qemu.hardware import devices_of
 from agents.hypervisors.qemu.qmp import Qmp
 from migrate.facts import MAX_DEVICES
 from migrate.preflight import AREAS, Finding, Severity
-from tests.agents.host.fleet import Fleet, report_of, running_fleet
-from tests.agents.hypervisors.qemu.conftest import QEMU, needs_qemu, needs_root_tool
+from tests.agents.host.fleet import report_of, running_fleet
+from tests.agents.host.qemu_by_hand import ByHand, started_by_hand
+from tests.agents.hypervisors.qemu.conftest import needs_qemu, needs_root_tool
 from tests.agents.hypervisors.qemu.impostor import write_impostor
 from tests.hugepages import huge_pages
 
@@ -33,88 +27,23 @@ pytestmark = [
 ]
 
 VIRTIOFSD = Path("/usr/lib/qemu/virtiofsd")
-_STARTED_S = 10.0
-
-
-class ByHand:
-    """QEMU processes that nobody told vmferry of; they run their firmware and nothing else."""
-
-    def __init__(self, fleet: Fleet) -> None:
-        self.fleet = fleet
-        self._pid_files: list[Path] = []
-        self._helpers: list[subprocess.Popen[bytes]] = []
-
-    async def start(
-        self,
-        host: str,
-        *more: str,
-        name: str = "web1",
-        machine: str = "pc-q35-7.2",
-        memory: str = "memory-backend-memfd,id=ram0,size=64M,share=on",
-        ram: str = "64M",
-    ) -> str:
-        """Start one of 64 MiB with a disk on the shared storage, and with more arguments; give its identity."""
-        folder = self.fleet.qemu_dir(host)
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        guest_id = str(uuid.uuid4())
-        disk = self.fleet.shared / f"{guest_id}.raw"
-        disk.write_bytes(bytes(1 << 20))
-        pid_file = folder / f"{name}.pid"
-        self._pid_files.append(pid_file)
-        argv = [
-            *(str(QEMU), "-name", name, "-uuid", guest_id, "-cpu", "Nehalem", "-m", ram),
-            *("-machine", f"{machine},accel=tcg,memory-backend=ram0", "-nodefaults", "-display", "none"),
-            *("-object", memory, "-serial", "null", "-daemonize", "-pidfile", str(pid_file)),
-            *("-qmp", f"unix:{self.monitor(host, name)},server=on,wait=off"),
-            "-blockdev",
-            "driver=raw,node-name=d0,cache.direct=on,file.driver=file,file.cache.direct=on,"
-            f"file.filename={disk}",
-            *("-device", "virtio-blk-pci,drive=d0,id=disk0", *more),
-        ]
-        # What it says goes to no pipe: the guest would hold its end.
-        await anyio.to_thread.run_sync(lambda: subprocess.run(argv, check=True, timeout=30))
-        return guest_id
-
-    def monitor(self, host: str, name: str = "web1") -> Path:
-        return self.fleet.qemu_dir(host) / f"{name}.qmp"
-
-    async def start_helper(self, *argv: str, socket: Path) -> None:
-        """Start a program that a device needs, and wait until it listens."""
-
-        def start() -> None:
-            self._helpers.append(subprocess.Popen(argv))
-            ends_s = time.monotonic() + _STARTED_S
-            while not socket.exists() and time.monotonic() < ends_s:
-                time.sleep(0.02)
-
-        await anyio.to_thread.run_sync(start)
-
-    def end_all(self) -> None:
-        for path in self._pid_files:
-            with contextlib.suppress(OSError, ValueError):
-                os.kill(int(path.read_text()), signal.SIGKILL)
-        for helper in self._helpers:
-            helper.terminate()
-            helper.wait(timeout=10)
-
-    async def check(self, guest: str = "web1") -> list[Finding]:
-        """All findings of a check from host-a to host-b: at least one for every check that there is."""
-        report = await self.fleet.ask("host-a", Check(guest=guest, to="host-b"))
-        assert isinstance(report, CheckReport), report
-        assert {one.check for one in report.findings} == {
-            check.check_id for area in AREAS for check in area.CHECKS
-        }
-        return list(report.findings)
 
 
 @asynccontextmanager
-async def by_hand(folder: Path, qemu: str = "\n") -> AsyncIterator[ByHand]:
+async def by_hand(folder: Path, qemu: str | Mapping[str, str] = "\n") -> AsyncIterator[ByHand]:
     async with running_fleet(folder, qemu=qemu) as fleet:
-        guests = ByHand(fleet)
-        try:
+        with started_by_hand(fleet) as guests:
             yield guests
-        finally:
-            guests.end_all()
+
+
+async def check(guests: ByHand, guest: str = "web1") -> list[Finding]:
+    """All findings of a check from host-a to host-b: at least one for every check that there is."""
+    report = await guests.fleet.ask("host-a", Check(guest=guest, to="host-b"))
+    assert isinstance(report, CheckReport), report
+    assert {one.check for one in report.findings} == {
+        check.check_id for area in AREAS for check in area.CHECKS
+    }
+    return list(report.findings)
 
 
 def of(findings: list[Finding], severity: Severity) -> dict[str, list[str]]:
@@ -136,7 +65,7 @@ async def test_a_guest_that_can_move_is_proved_to(folder: Path) -> None:
             *("-device", "virtio-net-pci,netdev=n,mac=52:54:00:00:00:01", "-netdev", "user,id=n"),
             *("-device", "virtio-balloon-pci,free-page-reporting=on", "-device", "VGA"),
         )
-        findings = await guests.check()
+        findings = await check(guests)
         assert not refused(findings), findings
         texts = {one.check: one.found for one in findings}
         assert "has all 4 types" in texts["device-types"]
@@ -158,7 +87,7 @@ async def test_every_reason_against_a_guest_is_in_one_report_and_in_the_refusal_
             *("-device", "virtio-9p-pci,fsdev=fs0,mount_tag=x,id=dir0"),
             *("-rtc", "base=localtime", "-smbios", "type=1,product=x"),
         )
-        findings = await guests.check()
+        findings = await check(guests)
         found = refused(findings)
         assert set(found) == {"guest-blocked", "shared-memory", "passthrough", "virtiofs"}
         for words in (
@@ -171,8 +100,8 @@ async def test_every_reason_against_a_guest_is_in_one_report_and_in_the_refusal_
         assert "dir0" in found["virtiofs"][0]
         # What needs no description of the machine was judged, and what needs one is unknown.
         passed = of(findings, Severity.OK)
-        for check in ("hypervisor-version", "machine", "cpu-model", "cpu-features", "memory", "firmware"):
-            assert check in passed, check
+        for wanted in ("hypervisor-version", "machine", "cpu-model", "cpu-features", "memory", "firmware"):
+            assert wanted in passed, wanted
         assert {"network-backend", "hugepages", "disk-file"} <= set(of(findings, Severity.UNKNOWN))
         report = report_of(
             await guests.fleet.follow("host-a", await guests.fleet.start(guest_id, "host-a", "host-b"))
@@ -203,7 +132,7 @@ async def test_a_tpm_is_refused_by_name(folder: Path) -> None:
             *("-chardev", f"socket,id=tpm,path={socket}", "-tpmdev", "emulator,id=tpm0,chardev=tpm"),
             *("-device", "tpm-crb,tpmdev=tpm0,id=chip"),
         )
-        found = refused(await guests.check())
+        found = refused(await check(guests))
         assert len(found["tpm"]) == 1
         assert "chip" in found["tpm"][0]
         assert "swtpm" in found["tpm"][0]
@@ -224,7 +153,7 @@ async def test_virtiofs_is_refused_by_name(folder: Path) -> None:
             *("-chardev", f"socket,id=fs,path={socket}"),
             *("-device", "vhost-user-fs-pci,chardev=fs,tag=x,id=share0"),
         )
-        found = refused(await guests.check())
+        found = refused(await check(guests))
         assert len(found["virtiofs"]) == 1
         assert "share0" in found["virtiofs"][0]
         assert "vhost-user" not in found
@@ -238,20 +167,20 @@ async def test_persistent_memory_is_refused_by_name(folder: Path) -> None:
             *("-device", "virtio-pmem-pci,memdev=pm,id=pmem0"),
             ram="64M,slots=2,maxmem=1G",
         )
-        found = refused(await guests.check())
+        found = refused(await check(guests))
         assert "pmem0" in found["persistent-memory"][0]
 
 
 async def test_a_device_that_was_plugged_in_later_is_named(folder: Path) -> None:
     async with by_hand(folder) as guests:
         await guests.start("host-a", machine="pc-i440fx-7.2")
-        assert not refused(await guests.check())
+        assert not refused(await check(guests))
         qmp = await Qmp.connect(guests.monitor("host-a"))
         try:
             await qmp.execute("device_add", {"driver": "virtio-balloon-pci", "id": "late0"})
         finally:
             await qmp.aclose()
-        found = refused(await guests.check())
+        found = refused(await check(guests))
         assert set(found) == {"guest-blocked"}
         (sentence,) = found["guest-blocked"]
         assert "1 virtio-balloon-pci more than it was started with (late0)" in sentence
@@ -267,12 +196,12 @@ async def test_a_destination_of_an_older_release_lacks_all_that_it_lacks(folder:
         hidden=("pc-q35-7.2", "virtio-balloon-pci", "VGA"),
         data_dir=data_dir,
     )
-    async with by_hand(folder, qemu=f'binary = "{binary}"\n') as guests:
+    async with by_hand(folder, qemu={"host-a": "\n", "host-b": f'binary = "{binary}"\n'}) as guests:
         await guests.start(
             "host-a",
             *("-device", "virtio-balloon-pci,free-page-reporting=on,id=balloon0", "-device", "VGA,id=video0"),
         )
-        found = refused(await guests.check())
+        found = refused(await check(guests))
         assert set(found) == {"hypervisor-version", "machine", "device-types", "firmware"}
         assert "6.2.0" in found["hypervisor-version"][0]
         assert len(found["device-types"]) == 2
@@ -282,19 +211,19 @@ async def test_a_destination_of_an_older_release_lacks_all_that_it_lacks(folder:
 
 async def test_a_destination_far_ahead_is_a_warning(folder: Path) -> None:
     binary = write_impostor(folder / "qemu", version=(10, 1, 0))
-    async with by_hand(folder, qemu=f'binary = "{binary}"\n') as guests:
+    async with by_hand(folder, qemu={"host-a": "\n", "host-b": f'binary = "{binary}"\n'}) as guests:
         await guests.start("host-a")
-        findings = await guests.check()
+        findings = await check(guests)
         assert not refused(findings)
         assert "hypervisor-version" in of(findings, Severity.WARNING)
 
 
 async def test_a_deprecated_machine_and_a_name_that_is_taken_are_warnings(folder: Path) -> None:
     binary = write_impostor(folder / "qemu", version=(8, 2, 0), deprecated=("pc-q35-7.2",))
-    async with by_hand(folder, qemu=f'binary = "{binary}"\n') as guests:
+    async with by_hand(folder, qemu={"host-a": "\n", "host-b": f'binary = "{binary}"\n'}) as guests:
         guest_id = await guests.start("host-a")
         await guests.start("host-b")
-        findings = await guests.check(guest_id)
+        findings = await check(guests, guest_id)
         assert not refused(findings)
         assert {"machine", "name"} <= set(of(findings, Severity.WARNING))
 
@@ -311,7 +240,7 @@ async def test_uefi_is_compared_file_by_file(folder: Path) -> None:
             *("-blockdev", f"{flash}=vars,file.filename={variables}"),
             machine="pc-q35-7.2,pflash0=code,pflash1=vars",
         )
-        found = refused(await guests.check())
+        found = refused(await check(guests))
         # The code is on shared storage and the variables are not.
         (sentence,) = found["firmware"]
         assert str(variables) in sentence
@@ -331,7 +260,7 @@ async def test_missing_huge_pages_and_a_network_that_is_not_allowed_are_said_tog
                 *("-device", "virtio-net-pci,netdev=n1,mac=52:54:00:00:00:02"),
                 memory="memory-backend-memfd,id=ram0,size=64M,share=on,hugetlb=on,hugetlbsize=2M,prealloc=on",
             )
-            found = refused(await guests.check())
+            found = refused(await check(guests))
             assert set(found) == {"hugepages", "network-backend"}
             assert len(found["network-backend"]) == 2
             assert "32 huge pages of 2 MiB are needed, and 8 are free" in found["hugepages"][0]
@@ -354,5 +283,5 @@ async def test_devices_are_counted_to_their_limit(folder: Path) -> None:
         finally:
             await qmp.aclose()
         assert (len(devices), more) == (MAX_DEVICES, 3)
-        found = refused(await guests.check())
+        found = refused(await check(guests))
         assert found["device-types"] == ["web1 has 3 devices more than can be judged"]

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Final, cast
 
+import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.hypervisors.hostmemory import memory_nodes
 from agents.hypervisors.qemu.cmdline import device_arguments
-from agents.hypervisors.qemu.hardware import kind_of, passed_through, unplanned
-from agents.hypervisors.qemu.observe import cpu_argument
+from agents.hypervisors.qemu.hardware import devices_of, kind_of, memory_nodes_of, passed_through, unplanned
+from agents.hypervisors.qemu.observe import cpu_argument, observed_disks, observed_ram, own_firmware
+from agents.hypervisors.qemu.qmp import Json, Qmp
 from agents.hypervisors.qemu.romfiles import (
     MAX_FILES,
     MAX_FIRMWARE_BYTES,
@@ -21,8 +25,12 @@ from agents.hypervisors.qemu.romfiles import (
     loaded_images,
     memory_bytes,
 )
-from migrate.facts import DeviceFacts, DeviceKind, FileFacts
+from migrate.facts import DeviceFacts, DeviceKind, FileFacts, GuestFacts, GuestHardware
 from tests.agents.hypervisors.qemu.conftest import PLAIN, RICH
+from tests.migrate.world import FACTS
+from transport.schema import Schema
+
+SCHEMA: Final = Schema(GuestHardware, GuestFacts)
 
 # What QEMU 7.2 prints, shortened.
 RAMBLOCK = """\
@@ -138,6 +146,62 @@ def test_nodes_of_this_host_are_read_as_the_kernel_writes_them(
     (tmp_path / "has_memory").write_text(words)
     assert memory_nodes(tmp_path / "has_memory") == nodes
     assert memory_nodes(tmp_path / "none") == ()
+
+
+_WORDS = st.text(max_size=8) | st.sampled_from(
+    ["child<vfio-pci>", "child<tpm-crb>", "nvme", "bind", "/a", "\ud800"]
+)
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | _WORDS,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    "name",
+                    "type",
+                    "drv",
+                    "node-name",
+                    "policy",
+                    "host-nodes",
+                    "inserted",
+                    "image",
+                    "filename",
+                    "qdev",
+                ]
+            )
+            | st.sampled_from(["base-memory", "removable", "options", "qemu", "major"]),
+            inner,
+            max_size=5,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+class Liar:
+    """A QEMU that answers anything."""
+
+    def __init__(self, answers: list[Json]) -> None:
+        self._answers = answers
+
+    async def execute(self, command: str, arguments: object = None) -> Json:
+        return self._answers.pop() if self._answers else None
+
+
+@given(st.lists(_JSON, max_size=10))
+def test_whatever_a_qemu_answers_its_facts_can_be_sent(answers: list[Json]) -> None:
+    async def look() -> None:
+        qmp = cast(Qmp, Liar(list(answers)))
+        devices, more = await devices_of(qmp)
+        nodes = await memory_nodes_of(qmp)
+        SCHEMA.encode(GuestHardware(devices=devices, more_devices=more, memory_nodes=nodes))
+        again = cast(Qmp, Liar(list(answers)))
+        await own_firmware(again)
+        disks, blocks = await observed_disks(again), await observed_ram(again)
+        SCHEMA.encode(replace(FACTS, disks=disks, blocks=blocks))
+
+    anyio.run(look)
 
 
 # ---------------------------------------------------------------------- firmware

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from migrate.compression import Compression
+from migrate.cpubaseline import HostCpus
 from migrate.facts import GuestFacts, PathFacts
+from migrate.forecast import PastMove, Prediction
+from migrate.lessons import Score
 from migrate.phases import Phase
 from migrate.plan import OnTimeout
 from migrate.preflight import Finding
@@ -24,7 +27,9 @@ __all__ = [
     "Cancel",
     "Check",
     "CheckReport",
+    "CpuView",
     "Done",
+    "GetCpus",
     "GetHost",
     "GuestList",
     "HostView",
@@ -33,8 +38,11 @@ __all__ = [
     "JobView",
     "ListGuests",
     "ListJobs",
+    "ListPredictions",
+    "MAX_LISTED_PREDICTIONS",
     "Move",
     "Pause",
+    "PredictionList",
     "Refused",
     "Resolution",
     "Resolve",
@@ -42,6 +50,10 @@ __all__ = [
     "SetLimits",
     "Watch",
 ]
+
+
+# A listed prediction has some 150 values, and a message may have `transport.limits.MAX_ITEMS` of them.
+MAX_LISTED_PREDICTIONS: Final = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +79,18 @@ class HostView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GetCpus:
+    """Ask for a CpuView."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuView:
+    """The CPU models that each hypervisor of this host can give, with the features that they have here."""
+
+    hypervisors: tuple[HostCpus, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ListGuests:
     """Ask for a GuestList."""
 
@@ -84,21 +108,50 @@ class Check:
     """Ask for a CheckReport: the preflight of a move that is not made. `guest` is an identity or a name.
 
     With `measures` the source also sends noise over the data path for a second, to see what it carries.
+    With `predict_s` above 0 the guest's writes are watched for about so long, and the move is predicted, with the
+    limits given here (as in `Move`, None is the agent's default).
     """
 
     guest: str
     to: str
     measures: bool = True
+    predict_s: float = 0.0
+    downtime_limit_s: float | None = None
+    bandwidth_bytes_per_s: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckReport:
-    """Every finding, good and bad; `path` is what was found of the way from the guest's host to the other."""
+    """Every finding, good and bad; `path` is what was found of the way from the guest's host to the other.
+
+    `prediction` is None where none was asked for, or `unpredicted` says why.
+    """
 
     guest: str
     to: str
     findings: tuple[Finding, ...]
     path: PathFacts | None = None
+    prediction: Prediction | None = None
+    unpredicted: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListPredictions:
+    """Ask for a PredictionList. `guest` is an identity or a name; empty: of all guests."""
+
+    guest: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictionList:
+    """What this agent predicted of moves from its host, and what became of them, oldest first, and the scores.
+
+    The newest MAX_LISTED_PREDICTIONS; scores are of those.
+    """
+
+    host: str
+    moves: tuple[PastMove, ...]
+    scores: tuple[Score, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,10 +302,14 @@ CONTROL_SCHEMA: Final = Schema(
     *ENVELOPE_TYPES,
     GetHost,
     HostView,
+    GetCpus,
+    CpuView,
     ListGuests,
     GuestList,
     Check,
     CheckReport,
+    ListPredictions,
+    PredictionList,
     Move,
     JobStarted,
     ListJobs,

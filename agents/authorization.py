@@ -46,10 +46,12 @@ class Action(StrEnum):
     """What a peer asks for; the commands' own words, also in the audit log."""
 
     HOSTS = "hosts"
+    CPU = "cpu"
     GUESTS = "guests"
     JOBS = "jobs"
     WATCH = "watch"
     CHECK = "check"
+    PREDICTIONS = "predictions"
     MOVE = "move"
     SET = "set"
     PAUSE = "pause"
@@ -62,10 +64,12 @@ class Action(StrEnum):
 RIGHT_FOR: Final[Mapping[Action, Right]] = MappingProxyType(
     {
         Action.HOSTS: Right.VIEW,
+        Action.CPU: Right.VIEW,
         Action.GUESTS: Right.VIEW,
         Action.JOBS: Right.VIEW,
         Action.WATCH: Right.VIEW,
         Action.CHECK: Right.VIEW,
+        Action.PREDICTIONS: Right.VIEW,
         Action.MOVE: Right.MOVE,
         Action.SET: Right.MOVE,
         Action.PAUSE: Right.MOVE,
@@ -87,8 +91,10 @@ RIGHTS_OF_ROLE: Final[Mapping[Role, frozenset[Right]]] = MappingProxyType(
 _VERBS: Final[Mapping[Action, str]] = MappingProxyType(
     {
         Action.HOSTS: "see this host",
+        Action.CPU: "see the CPU models of this host",
         Action.GUESTS: "list guests",
         Action.JOBS: "list jobs",
+        Action.PREDICTIONS: "list predictions",
         Action.SET: "set limits of",
         Action.SEND_GUESTS: "send",
     }

@@ -39,7 +39,7 @@ from typing import Final, Generic, NamedTuple, TypeVar
 
 import anyio
 
-from agents.api import GuestList, HostView, JobList, JobView, Move
+from agents.api import GuestList, HostView, JobList, JobView, Move, PredictionList
 from agents.config import ClientSettings
 from agents.connection import REQUEST_TIMEOUT_S, WATCH_SILENCE_S, AgentClient
 from agents.errors import (
@@ -160,6 +160,10 @@ class Fleet:
     async def jobs(self) -> Answers[JobList]:
         """Ask all agents for their jobs. A job is known to both its ends."""
         return await self._ask_all(lambda agent: agent.jobs())
+
+    async def predictions(self, guest: str = "") -> Answers[PredictionList]:
+        """Ask all agents what they predicted of moves from their hosts, and what became of it."""
+        return await self._ask_all(lambda agent: agent.predictions(guest))
 
     async def find_guest(self, name_or_id: str) -> str:
         """Give the host that a guest is on.

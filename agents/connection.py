@@ -19,7 +19,9 @@ from agents.api import (
     Cancel,
     Check,
     CheckReport,
+    CpuView,
     Done,
+    GetCpus,
     GetHost,
     GuestList,
     HostView,
@@ -28,8 +30,10 @@ from agents.api import (
     JobView,
     ListGuests,
     ListJobs,
+    ListPredictions,
     Move,
     Pause,
+    PredictionList,
     Refused,
     Resolution,
     Resolve,
@@ -121,16 +125,42 @@ class AgentClient:
         """Ask what this host is and has."""
         return await self._ask(GetHost(), HostView, self._timeout_s)
 
+    async def cpus(self) -> CpuView:
+        """Ask which CPU models its hypervisors can give. The first time it asks each of them."""
+        return await self._ask(GetCpus(), CpuView, self._far_timeout_s)
+
     async def guests(self) -> GuestList:
         """Ask for the guests on this host."""
         return await self._ask(ListGuests(), GuestList, self._timeout_s)
 
-    async def check(self, guest: str, to: str, *, measures: bool = True) -> CheckReport:
+    async def check(
+        self,
+        guest: str,
+        to: str,
+        *,
+        measures: bool = True,
+        predict_s: float = 0.0,
+        downtime_limit_s: float | None = None,
+        bandwidth_bytes_per_s: int | None = None,
+    ) -> CheckReport:
         """Run the preflight of a move that is not made. `guest` is an identity or a name.
 
-        With `measures` the path between the hosts is measured, which takes a second more.
+        With `measures` the path between the hosts is measured, which takes a second more. With `predict_s` the guest is
+        watched for so long, and the move predicted, within the limits given.
         """
-        return await self._ask(Check(guest=guest, to=to, measures=measures), CheckReport, self._far_timeout_s)
+        request = Check(
+            guest=guest,
+            to=to,
+            measures=measures,
+            predict_s=predict_s,
+            downtime_limit_s=downtime_limit_s,
+            bandwidth_bytes_per_s=bandwidth_bytes_per_s,
+        )
+        return await self._ask(request, CheckReport, self._far_timeout_s + predict_s)
+
+    async def predictions(self, guest: str = "") -> PredictionList:
+        """Ask for the predictions of moves from this host, with their outcomes; of one guest, or of all."""
+        return await self._ask(ListPredictions(guest=guest), PredictionList, self._timeout_s)
 
     async def move(self, move: Move) -> str:
         """Start a move; give its job. It goes on in the agent."""

@@ -11,25 +11,33 @@ import contextlib
 import os
 import secrets
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Protocol
+
+import anyio
 
 from agents.ownership import fileops
 from agents.ownership.etcd import ETCD
 from agents.ownership.files import OWNERSHIP_DIR, FileRecords, outside
 from agents.ownership.threads import STORAGE_TIMEOUT_S, StorageThreads
+from agents.storageproof.places import SharedPlaces
+from agents.storageproof.probes import (
+    MAX_PROBE_BYTES,
+    MAX_PROBES,
+    NONCE_BYTES,
+    PROBE_PREFIX,
+    Planted,
+    answer,
+    look,
+    plant,
+)
 from migrate.errors import StorageFailed
-from migrate.facts import DiskFacts, GuestFacts
+from migrate.facts import DiskFacts, GuestFacts, ImageFacts
 from migrate.ownership import Ownership
 from migrate.preflight import RECORDS, Probe, Reading
 
 __all__ = ["RecordStore", "SharedDirs", "SharedRecords"]
-
-NONCE_BYTES: Final = 32
-# A probe's reader takes no more than this: the file is 32 bytes unless somebody plays games.
-MAX_PROBE_BYTES: Final = 64
-PROBE_PREFIX: Final = ".vmferry-probe-"
 
 
 class RecordStore(Protocol):
@@ -69,10 +77,14 @@ class SharedDirs:
         self,
         shared_dirs: Sequence[Path],
         *,
+        shared_devices: Sequence[str] = (),
         timeout_s: float = STORAGE_TIMEOUT_S,
         etcd: SharedRecords | None = None,
     ) -> None:
-        self._roots = tuple(Path(os.path.realpath(folder)) for folder in shared_dirs)
+        self._places = SharedPlaces.of(shared_dirs, shared_devices)
+        self._roots = self._places.roots
+        # The locks of probes that are planted, by their paths.
+        self._held: dict[str, int] = {}
         self._threads = StorageThreads(timeout_s)
         self._files = FileRecords(self._roots, self._threads)
         self._etcd = etcd
@@ -85,29 +97,38 @@ class SharedDirs:
     # ------------------------------------------------------------------ probes
 
     async def plant(self, disks: Sequence[DiskFacts]) -> tuple[tuple[Probe, ...], dict[str, bytes]]:
-        """Write a fresh nonce beside each disk, and in etcd if the records are there; what fails is left out."""
-        probes, nonces = await self._threads.run(lambda: self._plant(disks))
+        """Write a fresh nonce beside each disk that is a file, and where the records are if that is elsewhere."""
+        planted = await self._threads.run(lambda: self._plant(disks))
         if self._etcd is not None and await self._threads.run(lambda: self._beside_first(disks)) is None:
-            nonces[RECORDS] = nonce = secrets.token_bytes(NONCE_BYTES)
+            planted.nonces[RECORDS] = nonce = secrets.token_bytes(NONCE_BYTES)
             with contextlib.suppress(StorageFailed):
-                probes = (*probes, Probe(disk=RECORDS, path=await self._etcd.plant(nonce)))
-        return probes, nonces
+                planted.probes.append(Probe(disk=RECORDS, path=await self._etcd.plant(nonce)))
+        self._held |= planted.held
+        return tuple(planted.probes), planted.nonces
+
+    async def look(self, probes: Sequence[Probe]) -> tuple[Reading, ...]:
+        """Read what this host has planted, and what the other end has written behind it; look at the disks."""
+        return await self._each(look, [probe for probe in probes if probe.image])
 
     async def read_probes(self, probes: Sequence[Probe]) -> tuple[Reading, ...]:
-        """Read what another host has planted. Paths are hostile."""
-        files = [probe for probe in probes if not probe.path.startswith(ETCD)]
-        readings = await self._threads.run(lambda: tuple(self._read_probe(probe) for probe in files))
+        """Read what another host has planted, and write behind it. Paths are hostile."""
+        files = [probe for probe in probes if not probe.path.startswith(ETCD)][:MAX_PROBES]
+        readings = await self._each(answer, files)
         # One guest has one such probe; whoever sends more is answered once.
         for probe in [probe for probe in probes if probe.path.startswith(ETCD)][:1]:
             readings = (*readings, await self._read_in_etcd(probe))
         return readings
 
     async def clear(self, probes: Sequence[Probe]) -> None:
-        """Take the nonces away again. One that stays is 32 bytes of litter, and no reason to end a migration."""
+        """Take the nonces away again. One that stays is 64 bytes of litter, and no reason to end a migration."""
+
+        held = [self._held.pop(probe.path) for probe in probes if probe.path in self._held]
 
         def clear_all() -> None:
+            for descriptor in held:  # before the name goes: NFS keeps what is open under another one
+                os.close(descriptor)
             for probe in probes:
-                if not probe.path.startswith(ETCD):
+                if probe.path and not probe.path.startswith(ETCD):
                     fileops.discard(Path(probe.path))
 
         with contextlib.suppress(StorageFailed):
@@ -117,29 +138,33 @@ class SharedDirs:
                 with contextlib.suppress(StorageFailed):
                     await self._etcd.clear_probe(probe.path)
 
-    def _plant(self, disks: Sequence[DiskFacts]) -> tuple[tuple[Probe, ...], dict[str, bytes]]:
-        probes: list[Probe] = []
-        nonces: dict[str, bytes] = {}
-        for disk in disks:
-            nonce = secrets.token_bytes(NONCE_BYTES)
-            try:
-                path = fileops.write_new(Path(os.path.realpath(disk.path)).parent, PROBE_PREFIX, nonce)
-            except OSError:
-                continue  # no nonce for this disk is a finding of the preflight
-            probes.append(Probe(disk=disk.name, path=str(path)))
-            nonces[disk.name] = nonce
-        return tuple(probes), nonces
+    async def _each(
+        self, read: Callable[[Probe, SharedPlaces], Reading], probes: Sequence[Probe]
+    ) -> tuple[Reading, ...]:
+        """Read each probe by itself: a storage that hangs is the finding of its own disks."""
+        readings: dict[int, Reading] = {}
 
-    def _read_probe(self, probe: Probe) -> Reading:
-        path = Path(probe.path)
-        if "\0" in probe.path or not path.name.startswith(PROBE_PREFIX):
-            return Reading(disk=probe.disk, content=None, error="the path is not one of a probe")
-        if (problem := outside(path.parent, self._roots)) is not None:
-            return Reading(disk=probe.disk, content=None, error=problem)
-        try:
-            return Reading(disk=probe.disk, content=fileops.read_small(path, MAX_PROBE_BYTES), error=None)
-        except OSError as exc:
-            return Reading(disk=probe.disk, content=None, error=f"reading {path}: {exc.strerror}")
+        async def read_one(number: int, probe: Probe) -> None:
+            try:
+                readings[number] = await self._threads.run(lambda: read(probe, self._places))
+            except StorageFailed as exc:
+                image = ImageFacts(error=str(exc)) if probe.image else None
+                readings[number] = Reading(disk=probe.disk, content=None, error=str(exc), image=image)
+
+        async with anyio.create_task_group() as tasks:
+            for number, probe in enumerate(probes):
+                tasks.start_soon(read_one, number, probe)
+        return tuple(readings[number] for number in range(len(probes)))
+
+    def _plant(self, disks: Sequence[DiskFacts]) -> Planted:
+        is_elsewhere = self._etcd is None and self._beside_first(disks) is None
+        planted = plant(list(disks), self._places)
+        if is_elsewhere:
+            planted.nonces[RECORDS] = nonce = secrets.token_bytes(NONCE_BYTES)
+            with contextlib.suppress(OSError):
+                path = fileops.write_new(self._roots[0], PROBE_PREFIX, nonce)
+                planted.probes.append(Probe(disk=RECORDS, path=str(path)))
+        return planted
 
     async def _read_in_etcd(self, probe: Probe) -> Reading:
         if self._etcd is None:
@@ -179,6 +204,12 @@ class SharedDirs:
             return (
                 f"this host keeps the records of such guests in etcd, and the other named "
                 f"{directory[:200]}: it has no [storage.etcd] in its configuration"
+            )
+        is_elsewhere = await self._threads.run(lambda: self._beside_first(guest.disks)) is None
+        if self._etcd is None and is_elsewhere and Path(directory) != Path(self._first_dir):
+            return (
+                f"this host keeps the records of guests without a disk file in {self._first_dir}, and the other "
+                f"in {directory[:200]}: name the same directory first in [storage] shared_dirs of both"
             )
         return await self._files.check(directory, guest.guest_id)
 

@@ -1,7 +1,8 @@
 """Does a guest notice that its writes are watched?
 
-A QEMU guest that counts its turns, one a ms; the dirty log is taken, read 10 times a second and given back. Nothing is
-copied. What is compared is the largest silence of the guest with the one of the same guest left alone, in turns.
+A QEMU guest that counts its turns, one a ms; the dirty log is taken, read 10 times a second and given back; and it is
+probed as `vmferry check --predict` does it. Nothing is copied. What is compared is the largest silence of the guest
+with the one of the same guest left alone, in turns.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from agents.hypervisors.qemu.tracking import QemuTracker
 from agents.testguest.image import KernelMissing, find_kernel
 from bench.qemu.place import furnish
 from bench.qemu.source import Place, Source, largest_gap_ms, save_guest
+from migrate.forecast import PROBE_S
+from migrate.probing import watch_writes
 
 QUESTION: Final = "Does a guest notice that its writes are watched?"
 
@@ -60,6 +63,7 @@ async def _compare(source: Source, turns: int) -> dict[str, object]:
     alone_ms: list[float] = []
     attach_ms: list[float] = []
     watched_ms: list[float] = []
+    probed_ms: list[float] = []
     spec = source.spec
     qmp = await Qmp.connect(source.place.paths("host-a", spec.guest_id).monitor)
     try:
@@ -83,6 +87,12 @@ async def _compare(source: Source, turns: int) -> dict[str, object]:
         watched_ms.append(largest_gap_ms(source.beats.at_s, began_s, time.time()))
         await anyio.to_thread.run_sync(tracker.stop)
         await anyio.sleep(0.2)
+        began_s = time.time()
+        await watch_writes(
+            QemuTracker(source.pid, threads, place.areas(0), lambda harvest: harvest()), PROBE_S
+        )
+        probed_ms.append(largest_gap_ms(source.beats.at_s, began_s, time.time()))
+        await anyio.sleep(0.2)
     return {
         "alone_gap_ms": statistics.median(alone_ms),
         "alone_gap_worst_ms": max(alone_ms),
@@ -90,5 +100,8 @@ async def _compare(source: Source, turns: int) -> dict[str, object]:
         "attach_gap_worst_ms": max(attach_ms),
         "watched_gap_ms": statistics.median(watched_ms),
         "watched_gap_worst_ms": max(watched_ms),
+        "probed_gap_ms": statistics.median(probed_ms),
+        "probed_gap_worst_ms": max(probed_ms),
+        "probed_to_goal_ratio": statistics.median(probed_ms) / GOAL_MS,
         "watched_to_goal_ratio": statistics.median(watched_ms) / GOAL_MS,
     }

@@ -25,6 +25,8 @@ class Controls:
         self.policy = policy
         self.phase = Phase.SETUP
         self.is_paused = False
+        # Somebody took a hand in it: what it took says nothing about the next one.
+        self.was_changed = False
         self.failure: MigrationFailed | None = None
         self._sender: PayloadSender | None = None
         self._scope: anyio.CancelScope | None = None
@@ -49,7 +51,7 @@ class Controls:
         """Hold the pre-copy: the guest runs on, its writes are still logged, nothing is sent."""
         if self.phase not in (Phase.SETUP, Phase.PREFLIGHT, Phase.PRECOPY):
             raise TooLate(f"the migration is in phase {self.phase}: only the pre-copy can be paused")
-        self.is_paused = True
+        self.is_paused = self.was_changed = True
         self._apply_bandwidth()
 
     def resume(self) -> None:
@@ -63,6 +65,7 @@ class Controls:
         self, *, downtime_limit_s: float | None = None, bandwidth_bytes_per_s: float | None = None
     ) -> None:
         """Change limits from now on; None leaves a limit as it is, a bandwidth of 0 lifts the cap."""
+        self.was_changed = True
         if downtime_limit_s is not None:
             self.policy = replace(self.policy, downtime_limit_s=downtime_limit_s)
         if bandwidth_bytes_per_s is not None:

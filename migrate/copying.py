@@ -26,16 +26,12 @@ from migrate.lastround import LastRound
 from migrate.messages import MAX_COMPARED_GROUPS
 from migrate.pagewire import BATCH_PAGES, PageProducer, Pool
 from migrate.phases import Phase
-from migrate.plan import Decision
+from migrate.plan import ASSUMED_GOODPUT_BYTES_PER_S, TELLING_PAGES, Decision
 from migrate.ports import PayloadSender, RunningGuest
 from migrate.stats import PageCounts, Progress, RoundStats
 
 __all__ = ["Copier"]
 
-# A round of fewer pages says more about thread wake-ups than about the link.
-TELLING_PAGES: Final = 256
-# What a link is taken to carry before a round has told: the slowest that anybody builds for migration.
-ASSUMED_GOODPUT_BYTES_PER_S: Final = 100e6
 RATE_SMOOTHING: Final = 0.3
 
 # (first group, digests of groups from there on) -> the groups that differ at the destination, and their pages' hashes

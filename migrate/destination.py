@@ -110,7 +110,7 @@ async def inspect(
     *,
     reserved_bytes: int = 0,
 ) -> Inspected:
-    """Answer the preflight's questions; changes nothing."""
+    """Answer the preflight's questions; changes nothing but what the source has planted for it."""
     check_protocol(request.protocol)
     return Inspected(
         host=await hypervisor.host_facts(request.guest),

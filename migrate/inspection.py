@@ -12,10 +12,17 @@ from typing import TypeVar
 import anyio
 
 from migrate.facts import PathFacts
-from migrate.messages import PROTOCOL, Inspect, Inspected
-from migrate.ports import Caller, HostSurvey, Hypervisor, RunningGuest, SharedStorage
-from migrate.preflight import Inspection, PreflightReport, examine, examine_unreached
-from transport.errors import PeerGone, PeerMisbehaved, TransportError, UntrustedPeer, VersionMismatch
+from migrate.messages import DENIED, PROTOCOL, Inspect, Inspected
+from migrate.ports import Caller, HostSurvey, Hypervisor, SeenGuest, SharedStorage
+from migrate.preflight import Inspection, PreflightReport, Unanswered, examine, examine_alone
+from transport.errors import (
+    PeerGone,
+    PeerMisbehaved,
+    PeerRefused,
+    TransportError,
+    UntrustedPeer,
+    VersionMismatch,
+)
 
 __all__ = ["Asker", "dry_run", "run_preflight"]
 
@@ -47,31 +54,43 @@ class Asker:
 
 
 async def run_preflight(
-    guest: RunningGuest,
+    guest: SeenGuest,
     asker: Asker,
     storage: SharedStorage,
     host_survey: HostSurvey,
     *,
     source_host: str,
+    destination: str,
     resumes: str = "",
 ) -> PreflightReport:
     """Ask both ends and judge; `resumes` names an earlier attempt. The path is not measured: pages travel on it."""
-    return examine(await _look(guest, asker, storage, host_survey, source_host=source_host, resumes=resumes))
+    seen = await _look(
+        guest,
+        asker,
+        storage,
+        host_survey,
+        source_host=source_host,
+        destination=destination,
+        resumes=resumes,
+    )
+    return examine_alone(seen) if isinstance(seen, Unanswered) else examine(seen)
 
 
 async def _look(
-    guest: RunningGuest,
+    guest: SeenGuest,
     asker: Asker,
     storage: SharedStorage,
     host_survey: HostSurvey,
     *,
     source_host: str,
+    destination: str,
     resumes: str = "",
-) -> Inspection:
+) -> Inspection | Unanswered:
     """Ask both ends. The probes are cleared, whatever happens."""
     probes, nonces = await storage.plant(guest.facts.disks)
     try:
         ownership_dir = await storage.ownership_dir(guest.facts)
+        before = await storage.look(probes)
         here, asked_at_s = await host_survey.survey(guest.facts), anyio.current_time()
         inspected = await asker.ask(
             Inspect(
@@ -84,6 +103,18 @@ async def _look(
             Inspected,
         )
         answer_s = anyio.current_time() - asked_at_s
+        after = await storage.look(probes)
+    except PeerRefused as exc:
+        if exc.code != DENIED:
+            raise
+        return Unanswered(
+            guest=guest.facts,
+            source_host=source_host,
+            host=destination,
+            here=here,
+            reason=exc.text,
+            is_denied=True,
+        )
     finally:
         with anyio.CancelScope(shield=True):
             await storage.clear(probes)
@@ -99,6 +130,9 @@ async def _look(
         readings=inspected.readings,
         ownership_error=inspected.ownership_error,
         reserved_bytes=inspected.reserved_bytes,
+        probes=probes,
+        before=before,
+        after=after,
     )
 
 
@@ -115,7 +149,7 @@ async def dry_run(
     time_limit_s: float = 0.0,
     look_at_path: Callable[[Asker], Awaitable[PathFacts]] | None = None,
 ) -> tuple[PreflightReport, PathFacts | None]:
-    """Run the preflight of a move that is not made; also give what was found of the path.
+    """Run the preflight of a move that is not made, also of a guest that cannot be; give also what the path is like.
 
     `time_limit_s` is what a move may take, 0 for as long as it likes. The path is looked at when the guest is held no
     longer: that takes a second, in which somebody may want to move it. A destination that does not answer is a finding.
@@ -124,16 +158,26 @@ async def dry_run(
         PeerRefused: the destination answered that it will not be asked.
     """
     asker = Asker(caller, timeout_s)
-    guest = await hypervisor.open_guest(guest_id)
+    guest = await hypervisor.inspect_guest(guest_id)
     try:
-        inspection = await _look(guest, asker, storage, host_survey, source_host=source_host)
+        seen = await _look(
+            guest, asker, storage, host_survey, source_host=source_host, destination=destination
+        )
     except (PeerGone, PeerMisbehaved, UntrustedPeer, VersionMismatch) as exc:
         # The first cause: that the link was down for no time at all, as a call without an outage says, tells nothing.
         cause = exc.__cause__ if isinstance(exc.__cause__, TransportError) else exc
-        report = examine_unreached(guest.facts, source_host=source_host, host=destination, cause=str(cause))
-        return report, None
+        seen = Unanswered(
+            guest=guest.facts,
+            source_host=source_host,
+            host=destination,
+            here=await host_survey.survey(guest.facts),
+            reason=str(cause),
+            is_denied=False,
+        )
     finally:
         with anyio.CancelScope(shield=True):
             await guest.release()
+    if isinstance(seen, Unanswered):
+        return examine_alone(seen), None
     path = await look_at_path(asker) if look_at_path is not None else None
-    return examine(replace(inspection, path=path, time_limit_s=time_limit_s)), path
+    return examine(replace(seen, path=path, time_limit_s=time_limit_s)), path

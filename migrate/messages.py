@@ -38,6 +38,7 @@ from migrate.facts import GuestFacts, HostFacts, Objection, Survey
 from migrate.preflight import Probe, Reading
 
 __all__ = [
+    "DENIED",
     "MAX_COMPARED_GROUPS",
     "MESSAGES",
     "PROTOCOL",
@@ -65,13 +66,15 @@ __all__ = [
 ]
 
 PROTOCOL: Final = 1
+# The code of a refusal by the destination's rules: it tells the source nothing of itself, not even in an Inspected.
+DENIED: Final = "denied"
 # Groups in one Compare: 1 GiB of RAM, whose answer has 2 MiB of hashes at most.
 MAX_COMPARED_GROUPS: Final = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspect:
-    """Ask for the facts that the preflight judges. Changes nothing at the destination.
+    """Ask for the facts that the preflight judges. Changes nothing at the destination, which writes into `probes` only.
 
     `resumes` is as in Prepare: what that attempt has there is there already.
     """

@@ -80,11 +80,20 @@ class DirtyTracker(Protocol):
 DeviceStateSink = Callable[[bytes], None]
 
 
-class RunningGuest(Protocol):
-    """A guest at the source. One migration at a time holds it."""
+class SeenGuest(Protocol):
+    """A guest at the source as a preflight needs it; it may be one that cannot be moved, and says why."""
 
     @property
     def facts(self) -> GuestFacts: ...
+
+    async def release(self) -> None:
+        """Let go of it. May be called twice."""
+        ...
+
+
+class RunningGuest(SeenGuest, Protocol):
+    """A guest at the source. One migration at a time holds it."""
+
     @property
     def ram(self) -> GuestRam: ...
     @property
@@ -183,6 +192,10 @@ class Hypervisor(Protocol):
 
     async def open_guest(self, guest_id: str) -> RunningGuest:
         """Raises GuestUnknown, GuestRefused."""
+        ...
+
+    async def inspect_guest(self, guest_id: str) -> SeenGuest:
+        """As `open_guest`, for a preflight alone: one that cannot be moved has `blockers`. Raises GuestUnknown."""
         ...
 
     async def prepare_incoming(self, facts: GuestFacts) -> IncomingGuest:
@@ -291,11 +304,18 @@ class SharedStorage(Protocol):
     """The storage that both hosts see: nonces beside disks, and the ownership records."""
 
     async def plant(self, disks: Sequence[DiskFacts]) -> tuple[tuple[Probe, ...], dict[str, bytes]]:
-        """Write a fresh nonce beside each disk; disks where that fails are left out."""
+        """Write a fresh nonce beside each disk that is a file, and lock it; choose what to compare of the disks.
+
+        Disks where that fails have no nonce, and a probe that says why.
+        """
+        ...
+
+    async def look(self, probes: Sequence[Probe]) -> tuple[Reading, ...]:
+        """Read what this host has planted, with what the other end has written into it; look at the disks."""
         ...
 
     async def read_probes(self, probes: Sequence[Probe]) -> tuple[Reading, ...]:
-        """Read what another host has planted. Paths are hostile."""
+        """Read what another host has planted, and write a nonce behind it; look at the disks. Paths are hostile."""
         ...
 
     async def clear(self, probes: Sequence[Probe]) -> None: ...

@@ -55,7 +55,7 @@ from migrate.messages import (
 )
 from migrate.ownership import Ownership, RecordInvalid, Verdict, next_generation
 from migrate.phases import SOURCE, Event, Phase, advance
-from migrate.plan import Decision, Next, OnTimeout, decide
+from migrate.plan import ASSUMED_FIXED_S, Decision, Next, OnTimeout, decide
 from migrate.ports import RunningGuest
 from migrate.source_ports import SourcePorts, SourceSettings
 from migrate.stats import DowntimeParts, Report
@@ -66,8 +66,6 @@ from transport.seal import SECRET_BYTES
 
 __all__ = ["OutgoingMigration"]
 
-# Pause, device state, load and resume together, before they are measured: 3-8 ms with an embedded guest.
-ASSUMED_FIXED_S: Final = 0.008
 PROGRESS_EVERY_S: Final = 0.05
 PING_EVERY_S: Final = 1.0
 # How long a guest may stand still before COMMIT, if nobody asked for that: a second for hosts that are busy, or some
@@ -444,6 +442,7 @@ class OutgoingMigration:
             self._ports.storage,
             self._ports.host_survey,
             source_host=settings.host,
+            destination=settings.destination,
             resumes=settings.resumes,
         )
         if not report.is_passed:

@@ -240,7 +240,9 @@ def _hypervisors(guests_dir: Path | None, config: Path | None) -> dict[str, Loca
         place = guests_dir or (settings.embedded.dir if settings.embedded else DEFAULT_DIR)
         hypervisors["embedded"] = LocalEmbedded(place)
     if settings.qemu is not None:
-        hypervisors["qemu"] = LocalQemu(qemu_host(settings.qemu, settings.shared_dirs))
+        hypervisors["qemu"] = LocalQemu(
+            qemu_host(settings.qemu, settings.shared_dirs, settings.shared_devices)
+        )
     return hypervisors
 
 

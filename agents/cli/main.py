@@ -47,6 +47,11 @@ COMMANDS: Final[Mapping[str, LazyCommand]] = MappingProxyType(
             "Explain the checks of the preflight, or the one that is named.",
             "Moves",
         ),
+        "predictions": LazyCommand(
+            "agents.cli.predictions:predictions",
+            "Show what was predicted of moves beside what they took, and how good that was.",
+            "Moves",
+        ),
         "demo": LazyCommand(
             "agents.cli.demo:demo",
             "Move a guest between two agents on this machine while it runs, and prove that nothing was lost.",
@@ -78,6 +83,11 @@ COMMANDS: Final[Mapping[str, LazyCommand]] = MappingProxyType(
         ),
         "guests": LazyCommand(
             "agents.cli.hosts:guests", "List all guests and the hosts they are on.", "Hosts"
+        ),
+        "cpu": LazyCommand(
+            "agents.cli.cpu:cpu",
+            "Show and compare the CPU models of hosts, and find the largest that all of them can run.",
+            "Hosts",
         ),
         "guest": LazyCommand("agents.cli.guest:guest", "Start and stop guests of this host.", "Hosts"),
         "agent": LazyCommand("agents.cli.agent:agent", "Run this host's agent.", "Hosts"),

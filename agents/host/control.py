@@ -16,10 +16,13 @@ from typing import Final
 import anyio
 
 from agents.api import (
+    MAX_LISTED_PREDICTIONS,
     Cancel,
     Check,
     CheckReport,
+    CpuView,
     Done,
+    GetCpus,
     GetHost,
     GuestList,
     HostView,
@@ -27,8 +30,10 @@ from agents.api import (
     JobStarted,
     ListGuests,
     ListJobs,
+    ListPredictions,
     Move,
     Pause,
+    PredictionList,
     Refused,
     Resolution,
     Resolve,
@@ -46,6 +51,7 @@ from agents.host.recovery import Recovery
 from agents.logs import get_logger, log_event
 from migrate.controls import Controls
 from migrate.errors import GuestBusy, GuestUnknown, MigrationError, SetupRefused, TooLate
+from migrate.lessons import scores
 from transport import limits
 from transport.errors import BadMessage, PeerGone, PeerMisbehaved, PeerRefused, TransportError
 from transport.session import Attach
@@ -170,10 +176,14 @@ class ControlService:
         match request:
             case GetHost():
                 self._gate.pass_or_refuse(peer, address, Action.HOSTS)
+            case GetCpus():
+                self._gate.pass_or_refuse(peer, address, Action.CPU)
             case ListGuests():
                 self._gate.pass_or_refuse(peer, address, Action.GUESTS)
             case ListJobs():
                 self._gate.pass_or_refuse(peer, address, Action.JOBS)
+            case ListPredictions():
+                self._gate.pass_or_refuse(peer, address, Action.PREDICTIONS)
             case Check(guest=word, to=to) | Move(guest=word, to=to):
                 self._gate.pass_or_refuse(
                     peer,
@@ -208,15 +218,38 @@ class ControlService:
 
     async def _answer(
         self, request: object, peer: Identity
-    ) -> HostView | GuestList | CheckReport | JobStarted | JobList | Done | Resolution:
+    ) -> (
+        HostView
+        | CpuView
+        | GuestList
+        | CheckReport
+        | PredictionList
+        | JobStarted
+        | JobList
+        | Done
+        | Resolution
+    ):
         match request:
             case GetHost():
                 return await self._recovery.with_memory(self._host_view())
+            case GetCpus():
+                return CpuView(hypervisors=await self._outgoing.cpus())
             case ListGuests():
                 guests = await self._outgoing.guests()
                 return GuestList(host=self._host_view().name, guests=self._gate.guests_for(peer, guests))
-            case Check(guest=guest, to=to, measures=measures):
-                return await self._outgoing.check(guest, to, measures=measures)
+            case Check(guest=guest, to=to):
+                return await self._outgoing.check(
+                    request,
+                    lambda facts: self._gate.permission_to_move(
+                        peer,
+                        GuestNames(name=facts.name, guest_id=facts.guest_id),
+                        what=guest,
+                        source=self._host_view().name,
+                        to=to,
+                    ),
+                )
+            case ListPredictions(guest=guest):
+                return await self._predictions(guest, peer)
             case Move():
                 job = await self._outgoing.start(request)
                 return JobStarted(job=job.job_id)
@@ -244,6 +277,13 @@ class ControlService:
                 return await self._recovery.resolve(self._jobs.get(job_id), act=act, take=take)
             case _:
                 raise BadMessage(f"{type(request).__name__} is no request of an operator")
+
+    async def _predictions(self, guest: str, peer: Identity) -> PredictionList:
+        moves = self._gate.predictions_for(
+            peer, await self._outgoing.forecasts.moves([guest] if guest else [])
+        )
+        latest = moves[-MAX_LISTED_PREDICTIONS:]
+        return PredictionList(host=self._host_view().name, moves=latest, scores=scores(latest))
 
     async def _watch(self, channel: MessageChannel, job: Job) -> None:
         while True:

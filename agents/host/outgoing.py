@@ -12,15 +12,16 @@ import socket
 import ssl
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import anyio
 import anyio.abc
 import anyio.to_thread
 
-from agents.api import CheckReport, Move
+from agents.api import Check, CheckReport, Move
 from agents.host.footprint import migration_ended
+from agents.host.forecasts import Forecasts, Unpredicted
 from agents.host.jobs import Job
 from agents.host.journals import LazyJournal
 from agents.host.orders import Order
@@ -28,8 +29,10 @@ from agents.host.parts import HostParts
 from agents.host.path import PathMeter
 from agents.logs import get_logger, log_event
 from agents.sections import Endpoint
+from agents.survey.security import PermittedSurvey
 from memory.codec import MAX_PAYLOAD_BYTES
 from migrate.controls import Controls
+from migrate.cpubaseline import HostCpus
 from migrate.errors import (
     GuestBusy,
     GuestUnknown,
@@ -38,7 +41,8 @@ from migrate.errors import (
     MigrationError,
     SetupRefused,
 )
-from migrate.facts import GuestFacts, PathFacts
+from migrate.facts import GuestFacts, PathFacts, Permission
+from migrate.forecast import Conditions
 from migrate.inspection import Asker, dry_run
 from migrate.messages import MESSAGES, Prepared
 from migrate.phases import Phase, can_cancel
@@ -64,6 +68,8 @@ MIGRATION_SCHEMA: Final = Schema(*MESSAGES)
 DIAL_TIMEOUT_S: Final = 10.0
 FIRST_REDIAL_S: Final = 0.05
 SLOWEST_REDIAL_S: Final = 2.0
+# A move that a restart has cut off goes on without its operator.
+WHO_ASKED: Final = "who asked for this move"
 
 
 class UnknownHost(SetupRefused):
@@ -97,6 +103,7 @@ class Outgoing:
         self._host = host
         self._tls = tls
         self._tasks = tasks
+        self.forecasts: Final = Forecasts(host)
         # By host: the serial number of the certificate that it had when it was called last.
         self._serials: dict[str, str] = {}
         limits = host.settings.limits
@@ -114,14 +121,26 @@ class Outgoing:
             found.extend(await hypervisor.guests())
         return found
 
-    async def check(self, guest: str, to: str, *, measures: bool = True) -> CheckReport:
-        """Run the preflight of a move that is not made; with `measures` it takes a second more."""
-        facts = await self._find(guest)
+    async def cpus(self) -> tuple[HostCpus, ...]:
+        """Give the CPU models of all hypervisors of this host."""
+        facts = [await hypervisor.host_facts() for hypervisor in self._host.hypervisors.values()]
+        return tuple(
+            HostCpus(host=one.name, hypervisor=one.hypervisor, cpus=one.cpus, cpu_host=one.cpu_host)
+            for one in facts
+        )
+
+    async def check(self, request: Check, permission_for: Callable[[GuestFacts], Permission]) -> CheckReport:
+        """Run the preflight of a move that is not made; measure its path and predict it where that is asked.
+
+        `permission_for` tells whether who asks might make it.
+        """
+        to = request.to
+        facts = await self._find(request.guest)
         peer = self._peer(to)
         session = self._session(peer, uuid.uuid4().bytes, outage_s=0.0)
 
         async def look_at_path(asker: Asker) -> PathFacts:
-            return await self._meter.look(asker, peer.address.host, measures=measures)
+            return await self._meter.look(asker, peer.address.host, measures=request.measures)
 
         try:
             report, path = await dry_run(
@@ -129,7 +148,7 @@ class Outgoing:
                 self._host.hypervisors[facts.hypervisor],
                 session,
                 self._host.storage,
-                self._host.survey,
+                PermittedSurvey(self._host.survey, permission_for(facts)),
                 source_host=self._host.settings.agent.name,
                 destination=to,
                 timeout_s=self._host.settings.limits.outage_s,
@@ -139,7 +158,23 @@ class Outgoing:
         finally:
             with anyio.CancelScope(shield=True):
                 await session.aclose()
-        return CheckReport(guest=facts.name, to=to, findings=report.findings, path=path)
+        checked = CheckReport(guest=facts.name, to=to, findings=report.findings, path=path)
+        if request.predict_s <= 0:
+            return checked
+        wish = Move(
+            guest=facts.guest_id,
+            to=to,
+            downtime_limit_s=request.downtime_limit_s,
+            bandwidth_bytes_per_s=request.bandwidth_bytes_per_s,
+        )
+        conditions = self._conditions(
+            wish, facts, to, goodput_bytes_per_s=path.goodput_bytes_per_s if path is not None else None
+        )
+        try:
+            predicted = await self.forecasts.of_check(facts, conditions, request.predict_s)
+        except Unpredicted as exc:
+            return replace(checked, unpredicted=str(exc))
+        return replace(checked, prediction=predicted)
 
     async def start(self, move: Move) -> Job:
         """Begin a move; it runs on in the agent.
@@ -208,16 +243,26 @@ class Outgoing:
     async def _run(self, job: Job, controls: Controls, first: Order, facts: GuestFacts, peer: _Peer) -> None:
         report = None
         order: Order | None = first
+        attempts = 0
+        ticket = None
         try:
+            await self.forecasts.make_way(facts.guest_id)
+            if first.attempt == 1:
+                conditions = self._conditions(first.move, facts, peer.name, goodput_bytes_per_s=None)
+                ticket = await self.forecasts.begin(job, conditions)
             while order is not None:
                 # The first attempt has the job's own name, which operators see in both agents' logs.
                 migration_id = order.job if order.attempt == 1 else uuid.uuid4().hex
                 job.migration_id = migration_id
+                attempts += 1
                 report, may_try_again = await self._attempt(job, controls, order, facts, peer)
                 order = order.again(migration_id) if may_try_again and not self.is_draining else None
         finally:
             job.ended(report, None if report else "the agent ended the migration")
             migration_ended()
+            with anyio.CancelScope(shield=True):
+                is_comparable = attempts == 1 and not controls.was_changed
+                await self.forecasts.ended(ticket, report, is_comparable=is_comparable)
 
     async def _attempt(
         self, job: Job, controls: Controls, order: Order, facts: GuestFacts, peer: _Peer
@@ -236,7 +281,8 @@ class Outgoing:
                 hypervisor=self._host.hypervisors[facts.hypervisor],
                 caller=session,
                 storage=self._host.storage,
-                host_survey=self._host.survey,
+                # It would not have begun otherwise.
+                host_survey=PermittedSurvey(self._host.survey, Permission(who=WHO_ASKED, is_allowed=True)),
                 journal=journal,
                 observer=job,
                 open_sender=open_sender,
@@ -332,6 +378,30 @@ class Outgoing:
             on_timeout=move.on_timeout or defaults.on_timeout,
             bandwidth_bytes_per_s=bandwidth,
             is_offline=move.is_offline,
+        )
+
+    def _conditions(
+        self, move: Move, facts: GuestFacts, to: str, *, goodput_bytes_per_s: float | None
+    ) -> Conditions:
+        """Give what a prediction of a move depends on beside the guest's writes."""
+        policy = self._policy(move)
+        return Conditions(
+            guest_id=facts.guest_id,
+            guest_name=facts.name,
+            hypervisor=facts.hypervisor,
+            source=self._host.settings.agent.name,
+            destination=to,
+            ram_bytes=facts.ram_bytes,
+            downtime_limit_s=float(policy.downtime_limit_s),
+            timeout_s=float(policy.timeout_s),
+            on_timeout=policy.on_timeout,
+            bandwidth_bytes_per_s=(
+                None if policy.bandwidth_bytes_per_s is None else float(policy.bandwidth_bytes_per_s)
+            ),
+            goodput_bytes_per_s=goodput_bytes_per_s,
+            is_offline=policy.is_offline,
+            compression=move.compression or self._host.settings.defaults.compression,
+            audit=move.audit,
         )
 
     def _peer(self, name: str) -> _Peer:

@@ -9,27 +9,39 @@ from __future__ import annotations
 
 from typing import Final
 
-from migrate.facts import GuestFacts
-from migrate.preflight import capacity, cpu, devices, identity, machine, network, storage
-from migrate.preflight.evidence import RECORDS, Inspection, Probe, Reading
+from migrate.preflight import (
+    capacity,
+    cpu,
+    devices,
+    identity,
+    images,
+    machine,
+    network,
+    security,
+    sharing,
+    storage,
+)
+from migrate.preflight.evidence import RECORDS, Inspection, LockAnswer, Probe, Reading, Unanswered
 from migrate.preflight.report import Check, Finding, PreflightReport, Severity
 
 __all__ = [
     "AREAS",
     "RECORDS",
     "Check",
+    "Unanswered",
     "Finding",
     "Inspection",
+    "LockAnswer",
     "PreflightReport",
     "Probe",
     "Reading",
     "Severity",
     "examine",
-    "examine_unreached",
+    "examine_alone",
 ]
 
 # In the order of the report. The name of an area is its module's.
-AREAS: Final = (identity, machine, cpu, storage, devices, network, capacity)
+AREAS: Final = (identity, machine, cpu, storage, sharing, images, devices, network, capacity, security)
 
 
 def examine(inspection: Inspection) -> PreflightReport:
@@ -37,12 +49,15 @@ def examine(inspection: Inspection) -> PreflightReport:
     return PreflightReport(findings=tuple(finding for area in AREAS for finding in area.judge(inspection)))
 
 
-def examine_unreached(guest: GuestFacts, *, source_host: str, host: str, cause: str) -> PreflightReport:
-    """Judge what can be judged while the destination does not answer; every other check could not be made."""
-    made = (network.unreached(source_host, host, cause), *devices.judge_blockers(guest, source_host))
+def examine_alone(unanswered: Unanswered) -> PreflightReport:
+    """Judge what the source alone knows, where the destination gave no facts; every other check could not be made."""
+    made = [
+        finding for area in (network, devices, capacity, security) for finding in area.judge_alone(unanswered)
+    ]
+    why = "its rules deny it" if unanswered.is_denied else "it was not reached"
     findings: list[Finding] = []
     for area in AREAS:
         for check in area.CHECKS:
             of_this = [finding for finding in made if finding.check == check.check_id]
-            findings += of_this or [check.unknown(f"{host} was not reached: it could not be asked", "")]
+            findings += of_this or [check.unknown(f"{unanswered.host} could not be asked: {why}", "")]
     return PreflightReport(findings=tuple(findings))

@@ -1,4 +1,4 @@
-"""The guest's devices: what about them lets nobody move it, and what the destination's driver has against them.
+"""The guest's devices: what lets nobody move it, what ties each to its host, and what the destination has against them.
 
 The objections are made by the destination's driver, which knows what its host allows and has; here they get the words
 of their checks. An objection whose check is not known here is refused like any other.
@@ -10,16 +10,18 @@ from collections.abc import Iterator
 from typing import Final
 
 from migrate.facts import GuestFacts
-from migrate.preflight.evidence import Inspection
+from migrate.preflight import hardware
+from migrate.preflight.evidence import Inspection, Unanswered
 from migrate.preflight.report import Check, Finding
 
-__all__ = ["CHECKS", "GUEST_BLOCKED", "OBJECTIONS", "judge", "judge_blockers"]
+__all__ = ["CHECKS", "GUEST_BLOCKED", "OBJECTIONS", "judge", "judge_alone"]
 
 GUEST_BLOCKED: Final = Check(
     check_id="guest-blocked",
-    asked="Is there a device or a job that ties the guest to its host?",
-    why="What a piece of real hardware, another process or a running job holds of the guest cannot be copied",
-    remedy="Take that device or job away from the guest first",
+    asked="Is there anything about the guest that lets nobody move it as it is?",
+    why="What its hypervisor blocks, a running job or an argument that no description of a machine has a place for "
+    "cannot be made again at the destination",
+    remedy="Take it away from the guest first, or start the guest without it",
 )
 GUEST_SPEC: Final = Check(
     check_id="guest-spec",
@@ -44,12 +46,6 @@ DISK_FILE: Final = Check(
     asked="Is each disk allowed, there and accessible at the destination?",
     why="The machine there opens the same path, as the agent's user",
     remedy="Mount the same storage there, allow its directory, and give the agent's user access",
-)
-DISK_CACHE: Final = Check(
-    check_id="disk-cache",
-    asked="Is each disk's cache mode safe for two hosts?",
-    why="Pages that one host's cache holds are not what the other host reads",
-    remedy='Only cache = "none" or "directsync" is safe when two hosts open one disk',
 )
 KERNEL_FILE: Final = Check(
     check_id="kernel-file",
@@ -82,20 +78,20 @@ OBJECTIONS: Final = {
         ACCELERATOR,
         BINARY,
         DISK_FILE,
-        DISK_CACHE,
         KERNEL_FILE,
         NETWORK_BACKEND,
         HUGEPAGES,
         MEMORY_DIR,
     )
 }
-CHECKS: Final = (GUEST_BLOCKED, *OBJECTIONS.values())
+CHECKS: Final = (GUEST_BLOCKED, *hardware.CHECKS, *OBJECTIONS.values())
 
 
 def judge(inspection: Inspection) -> Iterator[Finding]:
     """Judge what blocks the guest, and pass on what the destination's driver has against it."""
     guest, host = inspection.guest, inspection.host
-    yield from judge_blockers(guest, inspection.source_host)
+    yield from _blocked(guest, inspection.source_host)
+    yield from hardware.judge(inspection)
     for objection in inspection.objections:
         check = OBJECTIONS.get(objection.check, GUEST_SPEC)
         yield check.refused(f"{host.name}: {objection.found}", objection.remedy or None)
@@ -103,13 +99,28 @@ def judge(inspection: Inspection) -> Iterator[Finding]:
         return
     objected = {objection.check for objection in inspection.objections}
     for check_id, check in OBJECTIONS.items():
-        if check_id not in objected:
+        if check_id in objected:
+            continue
+        if not guest.is_described:
+            yield check.unknown(
+                f"{guest.name} has no description of its machine that {host.name} could judge",
+                f"`{GUEST_BLOCKED.check_id}` says what stands against one",
+            )
+        else:
             yield check.ok(f"{host.name} has nothing against it")
 
 
-def judge_blockers(guest: GuestFacts, source_host: str) -> Iterator[Finding]:
+def judge_alone(unanswered: Unanswered) -> Iterator[Finding]:
     """Judge what blocks the guest, which needs no word of the destination."""
+    yield from _blocked(unanswered.guest, unanswered.source_host)
+
+
+def _blocked(guest: GuestFacts, source_host: str) -> Iterator[Finding]:
     for blocker in guest.blockers:
         yield GUEST_BLOCKED.refused(f"{guest.name} cannot be moved as it is: {blocker}")
-    if not guest.blockers:
+    if guest.blockers:
+        return
+    if guest.is_described:
         yield GUEST_BLOCKED.ok(f"nothing ties {guest.name} to {source_host}")
+    else:
+        yield GUEST_BLOCKED.refused(f"{guest.name} cannot be moved: no description of its machine was made")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from migrate.facts import PathFacts
-from migrate.preflight.evidence import Inspection
+from migrate.preflight.evidence import Inspection, Unanswered
 from migrate.preflight.report import Check, Finding
 
 __all__ = [
@@ -20,7 +20,7 @@ __all__ = [
     "WARN_MTU_BYTES",
     "WARN_ROUND_TRIP_S",
     "judge",
-    "unreached",
+    "judge_alone",
 ]
 
 REACHABLE: Final = Check(
@@ -79,10 +79,13 @@ def judge(inspection: Inspection) -> Iterator[Finding]:
     yield _throughput(inspection, path)
 
 
-def unreached(source_host: str, host: str, cause: str) -> Finding:
+def judge_alone(unanswered: Unanswered) -> Iterator[Finding]:
     """Say that the destination's agent was not to be had."""
-    return REACHABLE.refused(
-        f"{source_host} cannot talk to the agent of {host}: {cause}",
+    source_host, host = unanswered.source_host, unanswered.host
+    if unanswered.is_denied:
+        return
+    yield REACHABLE.refused(
+        f"{source_host} cannot talk to the agent of {host}: {unanswered.reason}",
         f"See that the agent of {host} runs, that address in [peers.{host}] of {source_host} is where it listens, and "
         "that TCP gets through to that port",
     )

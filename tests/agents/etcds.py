@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -14,16 +15,27 @@ from pathlib import Path
 
 import anyio
 import anyio.abc
+import httpx
 import pytest
 
 from agents.ownership.gateway import EtcdPlace
 from tests.agents.host.fleet import free_port
 from tests.transport.certificates import Files
 
-__all__ = ["Etcd", "LosingProxy", "losing_proxy", "place_of", "running_etcd"]
+__all__ = [
+    "Cluster",
+    "Etcd",
+    "LosingProxy",
+    "Member",
+    "losing_proxy",
+    "place_of",
+    "running_cluster",
+    "running_etcd",
+]
 
 ETCD = shutil.which("etcd")
-STARTS_WITHIN_S = 10.0
+STARTS_WITHIN_S = 20.0
+MEMBERS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +85,130 @@ def _await_port(port: int, process: subprocess.Popen[bytes]) -> None:
             return
         time.sleep(0.02)
     raise AssertionError("etcd did not start")
+
+
+@dataclass(kw_only=True)
+class Member:
+    """One of a cluster's members. Every method blocks."""
+
+    name: str
+    url: str
+    command: list[str]
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+    is_frozen: bool = False
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log)
+
+    def kill(self) -> None:
+        """End it without warning, frozen or not."""
+        process, self.process, self.is_frozen = self.process, None, False
+        if process is not None:
+            process.kill()
+            process.wait()
+
+    def freeze(self) -> None:
+        """From now on it keeps its connections and says nothing."""
+        self._signal(signal.SIGSTOP)
+        self.is_frozen = True
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
+        self.is_frozen = False
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self.process is None:
+            raise AssertionError(f"{self.name} is down")
+        self.process.send_signal(number)
+
+    def ask(self, path: str, question: dict[str, object]) -> dict[str, object]:
+        """Ask this member alone. Raises httpx.HTTPError."""
+        answer = httpx.post(f"{self.url}{path}", json=question, timeout=2.0, trust_env=False)
+        answer.raise_for_status()
+        told = answer.json()
+        if not isinstance(told, dict):
+            raise AssertionError(told)
+        return told
+
+
+@dataclass(kw_only=True)
+class Cluster:
+    """Members that elect one of them. Every method blocks."""
+
+    members: list[Member]
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        return tuple(member.url for member in self.members)
+
+    def leader(self) -> Member:
+        """Whom a majority follows now."""
+        ends = time.monotonic() + STARTS_WITHIN_S
+        while time.monotonic() < ends:
+            for member in self.members:
+                if member.process is None or member.is_frozen:
+                    continue
+                with contextlib.suppress(httpx.HTTPError):
+                    told = member.ask("/v3/maintenance/status", {})
+                    if told.get("leader") == told["header"]["member_id"]:  # type: ignore[index]
+                        return member
+            time.sleep(0.02)
+        raise AssertionError("no leader was elected")
+
+    def followers(self) -> list[Member]:
+        leader = self.leader()
+        return [member for member in self.members if member is not leader]
+
+    def heal(self) -> None:
+        """Have all members run, and wait until each of them answers a linearizable read."""
+        for member in self.members:
+            if member.process is None:
+                member.start()
+            elif member.is_frozen:
+                member.thaw()
+        ends = time.monotonic() + STARTS_WITHIN_S
+        for member in self.members:
+            while True:
+                try:
+                    member.ask("/v3/kv/range", {"key": "AA=="})
+                    break
+                except httpx.HTTPError as exc:
+                    if time.monotonic() > ends:
+                        raise AssertionError(f"{member.name} does not answer") from exc
+                    time.sleep(0.02)
+
+
+@contextmanager
+def running_cluster(folder: Path) -> Iterator[Cluster]:
+    """Three members of one cluster, with etcd's own timing (elections after 1 to 2 s); they end with the block."""
+    if ETCD is None:
+        pytest.skip("needs etcd (Debian: apt-get install etcd-server)")
+    names = [f"member-{number}" for number in range(MEMBERS)]
+    # All at once: one that is free for each call in turn may be the same one.
+    with contextlib.ExitStack() as held:
+        found = [
+            held.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
+            for _ in range(2 * MEMBERS)
+        ]
+    ports, peer_ports = found[:MEMBERS], found[MEMBERS:]
+    peers = {name: f"http://127.0.0.1:{port}" for name, port in zip(names, peer_ports, strict=True)}
+    members = []
+    for name, port in zip(names, ports, strict=True):
+        url = f"http://127.0.0.1:{port}"
+        command = [ETCD, "--name", name, "--data-dir", str(folder / name)]
+        command += ["--listen-client-urls", url, "--advertise-client-urls", url]
+        command += ["--listen-peer-urls", peers[name], "--initial-advertise-peer-urls", peers[name]]
+        command += ["--initial-cluster", ",".join(f"{peer}={at}" for peer, at in peers.items())]
+        members.append(Member(name=name, url=url, command=command, log=folder / f"{name}.log"))
+    cluster = Cluster(members=members)
+    try:
+        cluster.heal()
+        yield cluster
+    finally:
+        for member in members:
+            member.kill()
 
 
 def place_of(*urls: str, timeout_s: float = 5.0, tls: Files | None = None) -> EtcdPlace:

@@ -80,6 +80,7 @@ def test_what_is_left_out_has_its_default(load: Callable[[str], Settings], folde
     assert settings.agent.event_loop is config.EventLoop.ASYNCIO
     assert settings.tls.key == folder / "pki" / "agent-host-a.key"
     assert settings.shared_dirs == (folder / "shared",)
+    assert settings.shared_devices == ()
     assert settings.embedded is None
     assert dict(settings.peers) == {}
     assert 1 <= settings.limits.connections <= 4
@@ -120,8 +121,8 @@ def test_the_documented_defaults_are_the_defaults(load: Callable[[str], Settings
     assert spelled.agent == shortest.agent
     assert spelled.defaults == shortest.defaults
     assert content["limits"]["connections"] == 2
-    for name in ("outgoing", "incoming", "window_bytes", "bandwidth_bytes_per_s", "outage_s", "dead_peer_s"):
-        assert getattr(spelled.limits, name) == getattr(shortest.limits, name)
+    # Connections depend on the host.
+    assert replace(spelled.limits, connections=1) == replace(shortest.limits, connections=1)
     assert spelled.embedded is not None
     assert shortest.embedded is not None
     assert spelled.embedded.dir == shortest.embedded.dir
@@ -143,6 +144,7 @@ def test_every_mistake_is_said_at_once(problems: Callable[[str], tuple[str, ...]
         adress = "host-b:7700"
         [storage]
         shared_dirs = ["/nowhere/at/all"]
+        shared_devices = ["/dev/mapper/*", "/srv/*", "/dev/../*"]
         [limits]
         outgoing = 0
         window = "64MiB1"
@@ -163,6 +165,8 @@ def test_every_mistake_is_said_at_once(problems: Callable[[str], tuple[str, ...]
         "peers.host-b.address",
         "peers.host-b.adress",
         "storage.shared_dirs",
+        "storage.shared_devices",
+        "storage.shared_devices",
         "limits.outgoing",
         "limits.window",
         "limits.bandwidth",
@@ -223,6 +227,13 @@ def test_ports_that_the_system_chooses_do_not_collide(load: Callable[[str], Sett
         ('dead_peer = "999ms"', False),
         ('outage = "1d"', True),
         ('outage = "86401s"', False),
+        ("memory_overcommit = 16", True),
+        ("memory_overcommit = 16.1", False),
+        ("memory_overcommit = 0.09", False),
+        ("memory_overcommit = nan", False),
+        ("cpu_overcommit = 100.0", True),
+        ("cpu_overcommit = 101", False),
+        ("cpu_overcommit = -inf", False),
     ],
 )
 def test_limits_have_limits(load: Callable[[str], Settings], line: str, is_right: bool) -> None:

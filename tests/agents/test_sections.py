@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from agents import sections
 from agents.errors import ConfigInvalid, SettingsError
-from agents.sections import Endpoint, Section, endpoint, integer, loopback, paths, read_toml, text
+from agents.sections import Endpoint, Section, endpoint, integer, loopback, paths, ratio, read_toml, text
 
 
 def test_a_wrong_value_is_noted_and_reading_goes_on() -> None:
@@ -48,6 +48,23 @@ def test_the_limits_of_a_number_are_inside(value: int, is_inside: bool) -> None:
     problems: list[str] = []
     Section({"n": value}, "", problems).optional("n", integer(1, 4), 1)
     assert (problems == []) is is_inside
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (1, None),
+        (0.5, None),
+        (2.0, None),
+        (2.1, "n: must be between 0.5 and 2, not 2.1"),
+        (True, "n: must be a number, not a boolean"),
+        ("1.0", "n: must be a number, not a string"),
+    ],
+)
+def test_a_ratio_is_a_number_with_a_fraction_or_without(value: object, problem: str | None) -> None:
+    problems: list[str] = []
+    Section({"n": value}, "", problems).optional("n", ratio(0.5, 2.0), 1.0)
+    assert problems == ([] if problem is None else [problem])
 
 
 @pytest.mark.parametrize(

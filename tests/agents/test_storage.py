@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from agents.ownership.files import KEPT_RECORDS, OWNERSHIP_DIR, FileRecords
 from agents.ownership.threads import StorageThreads
-from agents.storage import MAX_PROBE_BYTES, PROBE_PREFIX, SharedDirs
+from agents.storage import SharedDirs
+from agents.storageproof.probes import MAX_PROBE_BYTES, PROBE_PREFIX
 from migrate.errors import NotRecorded, StorageFailed
 from migrate.facts import CpuFacts, DiskFacts, GuestFacts
 from migrate.ownership import Ownership, RecordInvalid, format_record, next_generation, record_name
@@ -228,7 +229,8 @@ async def test_a_full_disk_makes_no_record_and_says_so(tiny_disk: Path) -> None:
     assert names_in(tiny_disk / OWNERSHIP_DIR) == [record_name(GUEST_ID, 1)]
     assert "No space left" in (await storage.check_ownership_dir(directory, facts_with()) or "")
     probes, nonces = await storage.plant([disk(tiny_disk / "guest.img")])
-    assert (probes, nonces) == ((), {})
+    assert nonces == {}
+    assert [(probe.path, probe.error) for probe in probes] == [("", "No space left on device")]
 
 
 async def test_a_disk_that_takes_a_part_of_a_record_makes_none(storage: SharedDirs, records: Path) -> None:
@@ -254,7 +256,8 @@ async def test_a_read_only_disk_is_said_and_can_still_be_read(tiny_disk: Path) -
         await storage.claim(directory, record(2))
     assert await storage.latest(directory, GUEST_ID) == record(1)
     await storage.clear(probes)  # cannot, and that ends nothing
-    assert (await storage.plant([disk(tiny_disk / "guest.img")]))[0] == ()
+    (probe,), nonces = await storage.plant([disk(tiny_disk / "guest.img")])
+    assert (probe.path, probe.error, nonces) == ("", "Read-only file system", {})
 
 
 async def test_a_staged_claim_decides_nothing_and_the_claim_needs_no_new_file(shared: Path) -> None:
@@ -415,7 +418,10 @@ async def test_a_disk_beside_which_nothing_can_be_written_has_no_nonce(
     probes, nonces = await storage.plant(
         [disk(shared / "nowhere" / "a.img", "a"), disk(shared / "b.img", "b")]
     )
-    assert [probe.disk for probe in probes] == ["b"]
+    assert [(probe.disk, bool(probe.path), bool(probe.error)) for probe in probes] == [
+        ("a", False, True),
+        ("b", True, False),
+    ]
     assert set(nonces) == {"b"}
 
 

@@ -5,6 +5,8 @@ Law: files are made in a folder of the test's own, one that is removed at exit.
 
 from __future__ import annotations
 
+import math
+import struct
 import tempfile
 from pathlib import Path
 from typing import Final, cast
@@ -18,13 +20,31 @@ from agents.errors import ConfigInvalid, JournalCorrupt, QuantityInvalid
 from agents.hypervisors.qemu.errors import QemuGone, QmpFailed
 from agents.hypervisors.qemu.qmp import Qmp
 from agents.journal import JournalEntry, JournalFile, read_journal
+from agents.predictions import PredictionFile
+from agents.storageproof.formats import MAX_NAME_BYTES, FormatInvalid, format_of, parse_qcow2
 from agents.units import parse_duration, parse_rate, parse_size
 from memory.codec import MAX_BATCH_PAGES, MAX_PAYLOAD_BYTES, BatchDecoder, BatchEncoder
 from memory.errors import CodecError
 from memory.layout import PAGE_BYTES
 from memory.runs import Runs, expand, pages_in, runs_of_gfns
+from migrate.compression import Compression
+from migrate.cpufiles import MAX_FEATURES, MAX_MODELS, CpuFileInvalid, read_cpu_files
+from migrate.cpunames import canonical_all
 from migrate.errors import JournalFailed
+from migrate.forecast import (
+    QUANTITIES,
+    Conditions,
+    ContentSample,
+    GuestLoad,
+    MoveOutcome,
+    Prediction,
+    WriteWindow,
+)
+from migrate.lessons import scores
 from migrate.ownership import Ownership, RecordInvalid, format_record, parse_record
+from migrate.phases import Phase
+from migrate.plan import OnTimeout
+from migrate.predict import predict
 from tests.fuzz.drawing import Draw
 from tests.fuzz.loops import ScriptedStream, in_pieces, on_both_loops
 from tests.fuzz.target import KIB, MIB, Target, law
@@ -70,6 +90,23 @@ def _fuzz_ownership(data: bytes) -> None:
     law(parse_record(format_record(parse_record(data))) == parse_record(data), "a record does not come back")
 
 
+def _fuzz_image(data: bytes) -> None:
+    law(format_of(data), "an image of no format")
+    header = parse_qcow2(data)
+    law(format_of(data) == "qcow2", "a header of another format")
+    for name in (header.backing, header.backing_format, header.data_file):
+        law(len(name.encode()) <= MAX_NAME_BYTES and "\0" not in name, "a name that is none")
+    law(header.virtual_bytes < 1 << 63, "a size that does not travel")
+
+
+def _image_seeds() -> tuple[bytes, ...]:
+    """Headers as docs/interop/qcow2.txt has them: version 3 with a backing file and its format, and version 2."""
+    extension = struct.pack(">II8sII8sII", 0xE2792ACA, 3, b"raw", 0x44415441, 4, b"data", 0, 0)
+    fixed = struct.pack(">4sIQIIQ", b"QFI\xfb", 3, 104 + len(extension), 8, 16, 1 << 20).ljust(72, b"\0")
+    newer = fixed + struct.pack(">Q", 4) + bytes(20) + struct.pack(">I", 104) + extension + b"base.raw"
+    return newer, struct.pack(">4sIQIIQ", b"QFI\xfb", 2, 0, 0, 16, 1 << 20).ljust(80, b"\0")
+
+
 def _fuzz_journal(data: bytes) -> None:
     _FILE.write_bytes(data)
     for entry in read_journal(_FILE):
@@ -97,6 +134,18 @@ def _fuzz_quantity(data: bytes) -> None:
     law(parse(draw.rest().decode("utf-8", "replace")) >= 0, "a quantity below nothing")
 
 
+def _fuzz_cpu_file(data: bytes) -> None:
+    """The file, beside one that others may come from."""
+    base = b"<cpus><model name='Base'><feature name='sse2'/></model></cpus>"
+    models = read_cpu_files((("base", base), ("fuzzed", data)))
+    law(len({one.model for one in models}) == len(models) <= MAX_MODELS, "a model twice, or too many")
+    for one in models:
+        law(one.features == canonical_all(one.features), "features of two spellings, or out of order")
+        law(len(one.features) <= MAX_FEATURES, "more features than a model has")
+        law(0 <= max(one.family, one.number, one.stepping, one.level, one.xlevel) < 1 << 32, "beyond 32 bits")
+        law(len(one.vendor) <= 12, "a maker's name that CPUID cannot give")
+
+
 def _fuzz_qmp(data: bytes) -> None:
     """A QEMU that says these lines in answer to a command."""
 
@@ -106,6 +155,72 @@ def _fuzz_qmp(data: bytes) -> None:
         return repr(await qmp._read_message())
 
     on_both_loops(live)
+
+
+def _fuzz_predictions(data: bytes) -> None:
+    _FILE.write_bytes(data)
+    moves = PredictionFile(_FILE).read().moves()
+    scores(moves)
+    made = predict(_prediction().conditions, None, moves, prediction_id="p", made_at_s=0.0, draws=5)
+    for quantity in QUANTITIES:
+        found = made.figures.of(quantity)
+        law(0 <= found.low <= found.median <= found.high < math.inf, f"{quantity} is no interval: {found}")
+
+
+def _prediction() -> Prediction:
+    conditions = Conditions(
+        guest_id="g",
+        guest_name="g",
+        hypervisor="h",
+        source="a",
+        destination="b",
+        ram_bytes=1 << 28,
+        downtime_limit_s=0.3,
+        timeout_s=0.0,
+        on_timeout=OnTimeout.ABORT,
+        bandwidth_bytes_per_s=1e8,
+        goodput_bytes_per_s=None,
+        is_offline=False,
+        compression=Compression.AUTO,
+        audit=True,
+    )
+    load = GuestLoad(
+        populated_bytes=1 << 27,
+        windows=(WriteWindow(window_s=0.1, pages=100), WriteWindow(window_s=1.0, pages=800)),
+        sample=ContentSample(pages=512, zero_pages=12, duplicate_pages=0, zstd_bytes=1 << 20),
+        took_s=1.0,
+    )
+    return predict(conditions, load, [], prediction_id="p", made_at_s=1.0, draws=5)
+
+
+def _prediction_seeds() -> tuple[bytes, ...]:
+    outcome = MoveOutcome(
+        prediction_id="p",
+        job="j",
+        ended_at_s=1.0,
+        phase=Phase.COMPLETE,
+        total_s=1.5,
+        downtime_s=0.02,
+        wire_bytes=1 << 26,
+        cpu_s=0.5,
+        fixed_s=0.01,
+        overhead_s=0.5,
+        windows=(WriteWindow(window_s=1.0, pages=700),),
+        first_s=1.0,
+        first_raw_bytes=1 << 26,
+        first_zstd_bytes=1 << 20,
+        first_wire_bytes=1 << 26,
+        sent_pages=32768,
+        zero_pages=12,
+        raw_pages=30000,
+        zstd_pages=500,
+        zstd_bytes=1 << 20,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        file = PredictionFile(Path(folder) / "p.jsonl")
+        file.append(_prediction())
+        file.append(outcome)
+        return (file.path.read_bytes(),)
 
 
 TARGETS: Final = (
@@ -133,6 +248,14 @@ TARGETS: Final = (
         seeds=_journal_seeds,
     ),
     Target(
+        name="predictions",
+        law="moves of which the next prediction learns nothing absurd; what cannot be read is left out",
+        fuzz=_fuzz_predictions,
+        allowed=(),
+        seeds=_prediction_seeds,
+        most_input_bytes=16 * KIB,
+    ),
+    Target(
         name="config",
         law="settings, or ConfigInvalid",
         fuzz=_fuzz_config,
@@ -150,10 +273,39 @@ TARGETS: Final = (
         seeds=lambda: (b"\x0010 MiB", b"\x011 Gbit/s", b"\x02500ms"),
     ),
     Target(
+        name="cpu-map",
+        law="models with features in one spelling, no entity expanded; or CpuFileInvalid",
+        fuzz=_fuzz_cpu_file,
+        allowed=(CpuFileInvalid,),
+        seeds=lambda: (
+            b"<cpus><model name='A'><signature family='6' model='60'/><vendor name='Intel'/>"
+            b"<model name='Base'/><feature name='lahf_lm'/><feature name='hle' removed='yes'/></model></cpus>",
+            b"<!DOCTYPE a [<!ENTITY b 'c'>]><cpus>&b;</cpus>",
+            b"<cpus><vendor name='V' string='MakerOfChips'/></cpus>",
+        ),
+    ),
+    Target(
+        name="cpudef",
+        law="models with features in one spelling, or CpuFileInvalid",
+        fuzz=_fuzz_cpu_file,
+        allowed=(CpuFileInvalid,),
+        seeds=lambda: (
+            b'# x\n[cpudef]\n  name = "A"\n  level = "2"\n  vendor = "GenuineIntel"\n  feature_edx = "sse2 fpu"\n'
+            b'  feature_ecx = "sse4.1|sse4_1 sse3"\n  xlevel = "0x8000000A"\n',
+        ),
+    ),
+    Target(
         name="qmp-line",
         law="an object, QmpFailed or QemuGone, on both loops",
         fuzz=_fuzz_qmp,
         allowed=(QmpFailed, QemuGone),
         seeds=lambda: (b'{"QMP": {"version": {}}}\n', b'{"event": "STOP", "timestamp": {"seconds": 1}}\n'),
+    ),
+    Target(
+        name="disk-image",
+        law="a header whose names have limits and no NUL, or FormatInvalid; any other image has a format",
+        fuzz=_fuzz_image,
+        allowed=(FormatInvalid,),
+        seeds=_image_seeds,
     ),
 )

@@ -17,13 +17,14 @@ from agents.hypervisors.embedded.spec import EmbeddedSpec
 from agents.hypervisors.hostmemory import free_memory_bytes
 from agents.hypervisors.qemu.adopt import spec_of
 from agents.hypervisors.qemu.cmdline import HostPaths, argv_of
-from agents.hypervisors.qemu.describe import features_of_expansion
+from agents.hypervisors.qemu.describe import cpu_of_properties, features_of_expansion
 from agents.hypervisors.qemu.errors import NotAdoptable, QmpFailed, SpecInvalid
 from agents.hypervisors.qemu.processmap import mappings_in
-from agents.hypervisors.qemu.qmp import event_time_s
+from agents.hypervisors.qemu.qmp import event_time_s, field_of
 from agents.hypervisors.qemu.spec import QemuSpec
 from memory.digest import GROUP_PAGES, RamDigest
 from memory.runs import expand
+from migrate.cpunames import canonical_all
 from migrate.devicestate import STATE_PART_BYTES, StagedState, StateInvalid, pack_into, unpack
 from tests.agents.hypervisors.qemu.conftest import PLAIN, RICH
 from tests.fuzz.drawing import Draw
@@ -132,7 +133,12 @@ def _fuzz_cpu_facts(data: bytes) -> None:
         said = json.loads(data)
     except (ValueError, RecursionError):
         return  # `qmp-line` has that
-    law(all(isinstance(name, str) for name in features_of_expansion(said)), "a feature that is no word")
+    features = features_of_expansion(said)
+    law(features == canonical_all(features), "features of two spellings, or out of order")
+    cpu = cpu_of_properties("m", features, field_of(said, "model", "props"))
+    numbers = (cpu.family, cpu.number, cpu.stepping, cpu.level, cpu.xlevel)
+    law(all(0 <= number < 1 << 32 for number in numbers), "a register of more than 32 bits")
+    law(len(cpu.vendor) <= 12, "a maker's name that CPUID cannot give")
 
 
 def _fuzz_event_time(data: bytes) -> None:
@@ -221,7 +227,9 @@ TARGETS: Final = (
         law="names of features, or QmpFailed",
         fuzz=_fuzz_cpu_facts,
         allowed=(QmpFailed,),
-        seeds=lambda: (b'{"model": {"name": "max", "props": {"sse4.2": true, "hle": false}}}',),
+        seeds=lambda: (
+            b'{"model": {"name": "max", "props": {"sse4-2": true, "hle": false, "family": 6, "vendor": "A"}}}',
+        ),
     ),
     Target(
         name="event-time",

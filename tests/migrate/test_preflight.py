@@ -2,11 +2,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from migrate.facts import CpuFacts, HostFacts, Objection, PathFacts, Survey
-from migrate.preflight import AREAS, RECORDS, Inspection, Reading, Severity, examine
+from migrate.facts import CpuFacts, HostFacts, HostHardware, Objection, PathFacts, Survey
+from migrate.preflight import AREAS, RECORDS, Inspection, LockAnswer, Probe, Reading, Severity, examine
 from migrate.preflight.capacity import OVERHEAD_BYTES
 from migrate.preflight.machine import MAX_DRIFT_S, WARN_DRIFT_S
-from tests.migrate.world import CPU, DISK, FACTS
+from tests.migrate.world import CAPACITY, CPU, DISK, FACTS, IMAGE, security
 
 NOW_S = 1.8e9
 HOST = HostFacts(
@@ -16,16 +16,22 @@ HOST = HostFacts(
     machines=("fake-0", "fake-1"),
     free_memory_bytes=1 << 30,
     guest_ids=(),
+    hardware=HostHardware(version="1.0", device_types=("fake-disk",), memory_nodes=(0,)),
+)
+HERE = Survey(at_s=NOW_S, capacity=CAPACITY, security=security(NOW_S))
+# What both ends read of the disk: the source's nonce, and the destination's behind it.
+READ = Reading(
+    disk=DISK.name, content=b"nonce", error=None, image=IMAGE, echo=b"echo", lock=LockAnswer.REFUSED
 )
 GOOD = Inspection(
     guest=FACTS,
     source_host="host-a",
     host=HOST,
-    here=Survey(at_s=NOW_S),
-    there=Survey(at_s=NOW_S + 0.01),
+    here=HERE,
+    there=replace(HERE, at_s=NOW_S + 0.01),
     answer_s=0.02,
     nonces={DISK.name: b"nonce"},
-    readings=(Reading(disk=DISK.name, content=b"nonce", error=None),),
+    readings=(READ,),
     ownership_error=None,
     path=PathFacts(
         data_port=7701,
@@ -38,6 +44,9 @@ GOOD = Inspection(
         measured_bytes=10**9,
         connections=2,
     ),
+    probes=(Probe(disk=DISK.name, path="/shared/p", image=DISK.path, offsets=(0, 4096), is_locked=True),),
+    before=(replace(READ, echo=b""),),
+    after=(READ,),
 )
 
 
@@ -63,12 +72,12 @@ def test_each_problem_is_refused_alone() -> None:
         ),
         # Of a driver that is newer than this one.
         "guest-spec": replace(GOOD, objections=(Objection(check="unheard-of", found="no", remedy=""),)),
-        "clock": replace(GOOD, there=Survey(at_s=NOW_S - 11)),
+        "clock": replace(GOOD, there=replace(HERE, at_s=NOW_S - 11)),
         "cpu-model": replace(GOOD, host=replace(HOST, cpus=(CpuFacts(model="Nehalem", features=()),))),
         "cpu-features": replace(
             GOOD, host=replace(HOST, cpus=(CpuFacts(model="Haswell", features=("sse2",)),))
         ),
-        "storage": replace(GOOD, readings=(Reading(disk=DISK.name, content=b"other", error=None),)),
+        "storage": replace(GOOD, readings=(replace(READ, content=b"other"),)),
         "ownership": replace(GOOD, ownership_error="read-only file system"),
         "memory": replace(GOOD, host=replace(HOST, free_memory_bytes=1 << 20)),
         "identity": replace(GOOD, host=replace(HOST, guest_ids=(FACTS.guest_id,))),
@@ -92,7 +101,7 @@ def test_three_problems_give_three_findings_and_three_sentences() -> None:
         replace(
             GOOD,
             host=replace(HOST, free_memory_bytes=0, guest_ids=(FACTS.guest_id,)),
-            readings=(),
+            readings=(replace(READ, content=b"other"),),
         )
     )
     assert len(report.problems) == 3
@@ -111,13 +120,15 @@ def test_memory_that_is_already_there_is_not_asked_for_twice() -> None:
 
 
 def test_what_was_not_proved_is_not_believed() -> None:
-    for readings, nonces in (
-        ((), GOOD.nonces),
-        (GOOD.readings, {}),
-        ((Reading(disk=DISK.name, content=None, error="no such file"),), GOOD.nonces),
-        ((Reading(disk="other", content=b"nonce", error=None),), GOOD.nonces),
+    unseen = {"storage", "disk-content", "disk-access"}
+    for readings, nonces, found in (
+        ((), GOOD.nonces, unseen),
+        (GOOD.readings, {}, {"storage"}),
+        ((replace(READ, content=None, error="no such file"),), GOOD.nonces, {"storage"}),
+        ((replace(READ, disk="other"),), GOOD.nonces, unseen),
+        ((replace(READ, image=None),), GOOD.nonces, unseen),
     ):
-        assert refused(replace(GOOD, readings=readings, nonces=nonces)) == {"storage"}
+        assert refused(replace(GOOD, readings=readings, nonces=nonces)) == found
 
 
 def test_models_that_would_fit_are_named() -> None:
@@ -127,7 +138,7 @@ def test_models_that_would_fit_are_named() -> None:
 
 
 def clock(ahead_s: float, answer_s: float) -> Severity:
-    inspection = replace(GOOD, there=Survey(at_s=NOW_S + ahead_s), answer_s=answer_s)
+    inspection = replace(GOOD, there=replace(HERE, at_s=NOW_S + ahead_s), answer_s=answer_s)
     return next(f.severity for f in examine(inspection).findings if f.check == "clock")
 
 

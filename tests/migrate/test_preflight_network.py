@@ -7,7 +7,7 @@ import pytest
 
 from migrate.facts import PathFacts
 from migrate.messages import Commit, Load
-from migrate.preflight import AREAS, Finding, Inspection, Severity, examine, examine_unreached
+from migrate.preflight import AREAS, Finding, Inspection, Severity, Unanswered, examine, examine_alone
 from migrate.preflight.network import SWITCHOVER_ROUND_TRIPS, WARN_MTU_BYTES, WARN_ROUND_TRIP_S
 from tests.migrate.test_preflight import GOOD
 from tests.migrate.world import FACTS, InMemorySender, World
@@ -51,7 +51,16 @@ def test_a_data_port_that_cannot_be_reached_is_refused_with_the_port_and_both_ho
 
 def test_a_destination_that_is_not_reached_leaves_every_check_with_a_finding() -> None:
     blocked = replace(FACTS, blockers=("VFIO", "a job"))
-    report = examine_unreached(blocked, source_host="host-a", host="host-b", cause="no answer")
+    report = examine_alone(
+        Unanswered(
+            guest=blocked,
+            source_host="host-a",
+            host="host-b",
+            here=GOOD.here,
+            reason="no answer",
+            is_denied=False,
+        )
+    )
     assert {one.check for one in report.findings} == {
         check.check_id for area in AREAS for check in area.CHECKS
     }

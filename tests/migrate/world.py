@@ -24,13 +24,33 @@ from memory.runs import Runs, empty_runs, expand, runs_of_mask
 from migrate.controls import Controls
 from migrate.destination import DestinationPorts, IncomingMigration
 from migrate.errors import GuestRefused, GuestUnknown, JournalFailed, StorageFailed
-from migrate.facts import BlockFacts, CpuFacts, DiskFacts, GuestFacts, HostFacts, Objection, Survey
+from migrate.facts import (
+    BlockFacts,
+    CapacityFacts,
+    CertificateFacts,
+    Confinement,
+    CpuFacts,
+    DeviceFacts,
+    DeviceKind,
+    DiskFacts,
+    GuestDemand,
+    GuestFacts,
+    GuestHardware,
+    HostFacts,
+    HostHardware,
+    ImageFacts,
+    MoveSlots,
+    Objection,
+    Permission,
+    SecurityFacts,
+    Survey,
+)
 from migrate.messages import MESSAGES, Prepare, Prepared, Running
 from migrate.ownership import Ownership
 from migrate.phases import Phase
 from migrate.plan import Policy
 from migrate.ports import DeviceStateSink, PayloadConsumer, PayloadProducer
-from migrate.preflight import Probe, Reading
+from migrate.preflight import LockAnswer, Probe, Reading
 from migrate.source import OutgoingMigration
 from migrate.source_ports import SourcePorts, SourceSettings
 from migrate.stats import Progress, Report, RoundStats
@@ -44,8 +64,29 @@ from transport.wire import MessageChannel
 
 PAGES = 600
 SCHEMA = Schema(*MESSAGES)
-CPU = CpuFacts(model="Haswell", features=("avx", "sse2"))
-DISK = DiskFacts(name="disk0", path="/shared/guest.img", size_bytes=1 << 20, is_read_only=False)
+CPU = CpuFacts(
+    model="Haswell", features=("avx", "sse2"), vendor="GenuineIntel", family=6, number=60, stepping=4
+)
+DISK = DiskFacts(
+    name="disk0",
+    path="/shared/guest.img",
+    size_bytes=1 << 20,
+    is_read_only=False,
+    format="raw",
+    cache="none",
+)
+# What every host sees of that disk.
+IMAGE = ImageFacts(
+    name="guest.img",
+    size_bytes=1 << 20,
+    allocated_bytes=1 << 20,
+    virtual_bytes=1 << 20,
+    digests=(b"first", b"last"),
+    is_direct=True,
+    file_system="nfs4",
+    free_bytes=1 << 40,
+    format="raw",
+)
 FACTS = GuestFacts(
     guest_id="11111111-2222-3333-4444-555555555555",
     name="guest",
@@ -56,7 +97,49 @@ FACTS = GuestFacts(
     cpu=CPU,
     disks=(DISK,),
     spec=b"spec",
+    demand=GuestDemand(vcpus=2),
+    confinement=Confinement(),
+    hardware=GuestHardware(
+        version="1.0", devices=(DeviceFacts(name="disk0", type="fake-disk", kind=DeviceKind.EMULATED.value),)
+    ),
 )
+CAPACITY = CapacityFacts(
+    physical_bytes=4 << 30,
+    swap_bytes=0,
+    swap_free_bytes=0,
+    online_cpus=4,
+    load_5min=0.5,
+    memory_pressure=0.0,
+    cpu_pressure=1.0,
+    promised_bytes=1 << 30,
+    promised_vcpus=2,
+    memory_overcommit=1.0,
+    cpu_overcommit=16.0,
+    moves=MoveSlots(
+        incoming=0,
+        incoming_limit=4,
+        outgoing=0,
+        outgoing_limit=4,
+        is_draining=False,
+        is_coming=False,
+        is_leaving=False,
+    ),
+)
+YEAR_S = 365 * 86400.0
+
+
+def security(now_s: float) -> SecurityFacts:
+    """A host without SELinux and AppArmor, whose certificates have a year to go."""
+    return SecurityFacts(
+        selinux=None,
+        apparmor=None,
+        certificates=CertificateFacts(
+            own_ends_at_s=now_s + YEAR_S, ca_ends_at_s=now_s + 2 * YEAR_S, crl_ends_at_s=None
+        ),
+        permission=Permission(who="operator/tester", is_allowed=True),
+    )
+
+
 DIRECTORY = "/shared/.vmferry"
 
 
@@ -227,6 +310,7 @@ class FakeHypervisor:
             machines=("fake-1",),
             free_memory_bytes=self.free_memory_bytes,
             guest_ids=running,
+            hardware=HostHardware(version="1.0", device_types=("fake-disk",), memory_nodes=(0,)),
         )
 
     async def objections(self, facts: GuestFacts) -> tuple[Objection, ...]:
@@ -236,6 +320,9 @@ class FakeHypervisor:
         if guest_id not in self.by_id:
             raise GuestUnknown(f"no guest {guest_id} on {self.host}")
         return self.by_id[guest_id]
+
+    async def inspect_guest(self, guest_id: str) -> FakeGuest:
+        return await self.open_guest(guest_id)
 
     async def guests(self) -> list[GuestFacts]:
         return [guest.facts for guest in self.by_id.values()]
@@ -277,15 +364,21 @@ class StorageOfHost:
         for disk in disks:
             path = f"{disk.path}.probe"
             nonces[disk.name] = self.shared.files[path] = random.randbytes(16)
-            probes.append(Probe(disk=disk.name, path=path))
+            probes.append(
+                Probe(disk=disk.name, path=path, image=disk.path, offsets=(0, 4096), is_locked=True)
+            )
         return tuple(probes), nonces
 
+    async def look(self, probes: Sequence[Probe]) -> tuple[Reading, ...]:
+        return tuple(self._reading(probe) for probe in probes)
+
     async def read_probes(self, probes: Sequence[Probe]) -> tuple[Reading, ...]:
-        found = {} if self.is_other_storage else self.shared.files
-        return tuple(
-            Reading(disk=p.disk, content=found.get(p.path), error=None if p.path in found else "no such file")
-            for p in probes
-        )
+        return tuple(replace(self._reading(probe), lock=LockAnswer.REFUSED) for probe in probes)
+
+    def _reading(self, probe: Probe) -> Reading:
+        found = None if self.is_other_storage else self.shared.files.get(probe.path)
+        error = None if found is not None else "no such file"
+        return Reading(disk=probe.disk, content=found, error=error, image=IMAGE, echo=b"echo")
 
     async def clear(self, probes: Sequence[Probe]) -> None:
         for probe in probes:
@@ -331,7 +424,8 @@ class FakeSurvey:
     ahead_s: float = 0.0
 
     async def survey(self, guest: GuestFacts) -> Survey:
-        return Survey(at_s=anyio.current_time() + self.ahead_s)
+        at_s = anyio.current_time() + self.ahead_s
+        return Survey(at_s=at_s, capacity=CAPACITY, security=security(at_s))
 
 
 @dataclass

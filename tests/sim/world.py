@@ -38,6 +38,7 @@ from migrate.stats import Report
 from tests.faults import Fuse, fused_stream_pair
 from tests.migrate.world import (
     FACTS,
+    IMAGE,
     PAGES,
     SCHEMA,
     FakeGuest,
@@ -235,11 +236,23 @@ class SimStorage:
         nonces = {disk.name: self._world.rng.randbytes(16) for disk in disks}
         for disk in disks:
             self._world.files[f"{disk.path}.probe"] = nonces[disk.name]
-        return tuple(Probe(disk=disk.name, path=f"{disk.path}.probe") for disk in disks), nonces
+        return tuple(
+            Probe(disk=disk.name, path=f"{disk.path}.probe", image=disk.path) for disk in disks
+        ), nonces
+
+    async def look(self, probes: Sequence[Probe]) -> tuple[Reading, ...]:
+        return await self.read_probes(probes)
 
     async def read_probes(self, probes: Sequence[Probe]) -> tuple[Reading, ...]:
+        image = replace(IMAGE, digests=())
         return tuple(
-            Reading(disk=probe.disk, content=self._world.files.get(probe.path), error=None)
+            Reading(
+                disk=probe.disk,
+                content=self._world.files.get(probe.path),
+                error=None,
+                image=image,
+                echo=b"echo",
+            )
             for probe in probes
         )
 

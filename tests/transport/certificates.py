@@ -14,8 +14,6 @@ from cryptography.x509.oid import NameOID
 
 __all__ = ["Authority", "Files"]
 
-_NOW = datetime.now(UTC)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Files:
@@ -76,12 +74,13 @@ class Authority:
     def _builder(
         self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, valid_for: timedelta
     ) -> x509.CertificateBuilder:
+        now = datetime.now(UTC)
         return (
             x509.CertificateBuilder()
             .subject_name(subject)
             .issuer_name(self._name)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(_NOW - timedelta(days=2))
-            .not_valid_after(_NOW + valid_for)
+            .not_valid_before(now - timedelta(days=2))
+            .not_valid_after(now + valid_for)
         )

@@ -7,14 +7,22 @@ feature_word_info), the places are of Intel's and AMD's manuals (CPUID).
 from __future__ import annotations
 
 import functools
+import struct
 from types import MappingProxyType
 from typing import Final
 
 from agents.hypervisors.embedded.cpu import new_cpu, register_number
 from agents.hypervisors.embedded.ramfile import RamFile
 from agents.hypervisors.embedded.spec import CPU_MODELS, PAGE_BYTES
+from migrate.facts import CpuFacts
 
-__all__ = ["FEATURE_NAMES", "features_of_bits", "features_of_model"]
+__all__ = [
+    "FEATURE_NAMES",
+    "facts_of_model",
+    "family_model_stepping",
+    "features_of_bits",
+    "features_of_model",
+]
 
 # (leaf, subleaf, register) -> names from bit 0 on; "-" has no name here.
 FEATURE_NAMES: Final = MappingProxyType(
@@ -58,14 +66,21 @@ FEATURE_NAMES: Final = MappingProxyType(
     }
 )
 
+# What a CPU says of itself beside its features: its maker, its signature.
+_IDENTITY: Final = ((0, 0, "ebx"), (0, 0, "edx"), (0, 0, "ecx"), (1, 0, "eax"))
 # mov eax, leaf; mov ecx, subleaf; cpuid
 _CODE_BYTES: Final = 12
 _OUT_OF_REGISTER: Final = MappingProxyType({"eax": "EAX", "ebx": "EBX", "ecx": "ECX", "edx": "EDX"})
 
 
-@functools.cache
 def features_of_model(cpu_model: str) -> tuple[str, ...]:
-    """Give the names of what this model can do, sorted. Blocking: some milliseconds, the first time.
+    """Give the names of what this model can do, sorted; otherwise as `facts_of_model`."""
+    return facts_of_model(cpu_model).features
+
+
+@functools.cache
+def facts_of_model(cpu_model: str) -> CpuFacts:
+    """Give what a model is to a guest that runs CPUID on it. Blocking: some milliseconds, the first time.
 
     Raises:
         KeyError: ours: no such model.
@@ -75,7 +90,7 @@ def features_of_model(cpu_model: str) -> tuple[str, ...]:
         cpu = new_cpu(CPU_MODELS[cpu_model], ram.address, ram.ram_bytes)
         registers: dict[tuple[int, int, str], int] = {}
         highest: dict[int, int] = {}
-        for leaf, subleaf, register in FEATURE_NAMES:
+        for leaf, subleaf, register in (*_IDENTITY, *FEATURE_NAMES):
             base = leaf & 0x80000000
             for asked, sub in ((base, 0), (leaf, subleaf)):
                 code = (
@@ -92,7 +107,28 @@ def features_of_model(cpu_model: str) -> tuple[str, ...]:
             registers[leaf, subleaf, register] = value if is_there else 0
     finally:
         ram.close()
-    return features_of_bits(registers)
+    words = struct.pack("=3I", *(registers[0, 0, name] for name in ("ebx", "edx", "ecx")))
+    family, number, stepping = family_model_stepping(registers[1, 0, "eax"])
+    return CpuFacts(
+        model=cpu_model,
+        features=features_of_bits(registers),
+        vendor=words.rstrip(b"\0").decode("ascii", "replace"),
+        family=family,
+        number=number,
+        stepping=stepping,
+        level=highest[0],
+        xlevel=highest[0x80000000],
+    )
+
+
+def family_model_stepping(signature: int) -> tuple[int, int, int]:
+    """Read EAX of CPUID's leaf 1. Source: Intel's manual, volume 2A, CPUID, figure 3-6."""
+    family, number = signature >> 8 & 0xF, signature >> 4 & 0xF
+    if family in (6, 15):
+        number |= (signature >> 16 & 0xF) << 4
+    if family == 15:
+        family += signature >> 20 & 0xFF
+    return family, number, signature & 0xF
 
 
 def features_of_bits(registers: dict[tuple[int, int, str], int]) -> tuple[str, ...]:

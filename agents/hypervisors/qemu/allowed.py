@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Final
 
 from agents.config import QemuSettings
-from agents.hypervisors.qemu.spec import Accel, Backend, Cache, NetworkKind, QemuSpec
+from agents.hypervisors.qemu.spec import Accel, Backend, DiskSpec, Format, NetworkKind, QemuSpec
+from agents.storageproof.images import look_at
+from agents.storageproof.places import SharedPlaces
 from migrate.facts import Objection
 
 __all__ = ["QemuHost", "qemu_host"]
@@ -31,6 +33,7 @@ class QemuHost:
     binary: Path
     shared_dirs: tuple[Path, ...]
     accels: tuple[Accel, ...]
+    shared_devices: tuple[str, ...] = ()
     kernel_dirs: tuple[Path, ...] = ()
     bridges: tuple[str, ...] = ()
     taps: tuple[str, ...] = ()
@@ -43,15 +46,7 @@ class QemuHost:
         """Give everything that speaks against this guest on this host; `has_memory`: its machine is here already."""
         yield from self._accel(spec)
         for disk in spec.disks:
-            yield from self._file(
-                "disk", disk.path, self.shared_dirs, "[storage] shared_dirs", writable=not disk.is_read_only
-            )
-            if disk.cache is Cache.WRITEBACK:
-                yield Objection(
-                    check="disk-cache",
-                    found=f'disk {disk.path} is cached by its host (cache = "writeback")',
-                    remedy='Only cache = "none" or "directsync" is safe when two hosts open one disk',
-                )
+            yield from self._disk(disk)
         for path in (spec.kernel, spec.initrd):
             if path:
                 yield from self._file(
@@ -82,6 +77,27 @@ class QemuHost:
                 remedy="Install QEMU, or set [guests.qemu] binary",
             )
 
+    def _disk(self, disk: DiskSpec) -> Iterator[Objection]:
+        """A guest writes its own images' headers: what they name is opened by QEMU, and must be allowed as well."""
+        writable = not disk.is_read_only
+        places = SharedPlaces.of(self.shared_dirs, self.shared_devices)
+        if places.is_device(disk.path):
+            yield from _access("disk", Path(disk.path), disk.path, writable=writable)
+        else:
+            yield from self._file(
+                "disk", disk.path, self.shared_dirs, "[storage] shared_dirs", writable=writable
+            )
+        if disk.format is not Format.QCOW2:
+            return
+        seen = look_at(disk.path, places, is_read_only=True)
+        for found in (*(one.error for one in seen.chain), seen.chain_error):
+            if found:
+                yield Objection(
+                    check="disk-file",
+                    found=f"under {disk.path}: {found}",
+                    remedy="Have every image under a disk below [storage] shared_dirs, or merge them (qemu-img rebase)",
+                )
+
     def _file(
         self, what: str, path: str, folders: Sequence[Path], key: str, *, writable: bool
     ) -> Iterator[Objection]:
@@ -93,23 +109,7 @@ class QemuHost:
                 remedy=f"Move it below one of them, or add its directory to {key}",
             )
             return
-        try:
-            facts = os.stat(resolved)
-        except OSError as exc:
-            yield Objection(
-                check=f"{what}-file",
-                found=f"{path}: {exc.strerror}",
-                remedy="Mount the same storage on this host",
-            )
-            return
-        if not stat.S_ISREG(facts.st_mode) and not stat.S_ISBLK(facts.st_mode):
-            yield Objection(check=f"{what}-file", found=f"{path} is no file and no block device", remedy="")
-        elif not os.access(resolved, os.R_OK | (os.W_OK if writable else 0)):
-            yield Objection(
-                check=f"{what}-file",
-                found=f"{path} cannot be {'written' if writable else 'read'} by the agent's user",
-                remedy="Change its owner or mode, or run the agent as its owner",
-            )
+        yield from _access(what, resolved, path, writable=writable)
 
     def _networks(self, spec: QemuSpec) -> Iterator[Objection]:
         for network in spec.networks:
@@ -171,12 +171,35 @@ class QemuHost:
             return 0
 
 
-def qemu_host(settings: QemuSettings, shared_dirs: tuple[Path, ...]) -> QemuHost:
+def _access(what: str, resolved: Path, path: str, *, writable: bool) -> Iterator[Objection]:
+    try:
+        facts = os.stat(resolved)
+    except OSError as exc:
+        yield Objection(
+            check=f"{what}-file",
+            found=f"{path}: {exc.strerror}",
+            remedy="Mount the same storage on this host",
+        )
+        return
+    if not stat.S_ISREG(facts.st_mode) and not stat.S_ISBLK(facts.st_mode):
+        yield Objection(check=f"{what}-file", found=f"{path} is no file and no block device", remedy="")
+    elif not os.access(resolved, os.R_OK | (os.W_OK if writable else 0)):
+        yield Objection(
+            check=f"{what}-file",
+            found=f"{path} cannot be {'written' if writable else 'read'} by the agent's user",
+            remedy="Change its owner or mode, or run the agent as its owner",
+        )
+
+
+def qemu_host(
+    settings: QemuSettings, shared_dirs: tuple[Path, ...], shared_devices: tuple[str, ...] = ()
+) -> QemuHost:
     """Give what the configuration says."""
     return QemuHost(
         dir=settings.dir,
         binary=settings.binary,
         shared_dirs=shared_dirs,
+        shared_devices=shared_devices,
         kernel_dirs=settings.kernel_dirs,
         bridges=settings.bridges,
         taps=settings.taps,

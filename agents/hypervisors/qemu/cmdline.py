@@ -74,7 +74,7 @@ def device_arguments(spec: QemuSpec) -> Iterator[str]:
         yield "-blockdev"
         yield (
             f"driver={disk.format},node-name=disk{number},read-only={_on(disk.is_read_only)},{cache},"
-            f"file.driver=file,file.cache.direct={_on(is_direct)},file.filename={disk.path}"
+            f"file.driver={disk.block_driver},file.cache.direct={_on(is_direct)},file.filename={disk.path}"
         )
         device = "virtio-blk-pci" if disk.bus is Bus.VIRTIO else "scsi-hd"
         bus = "" if disk.bus is Bus.VIRTIO else ",bus=scsi0.0"

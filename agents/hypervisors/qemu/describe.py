@@ -6,23 +6,30 @@ a block of RAM is mapped) come from the human monitor and are checked against th
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import Final
 
 from agents.hypervisors.qemu.errors import QmpFailed
 from agents.hypervisors.qemu.qmp import Json, Qmp, field_of
 from agents.hypervisors.qemu.spec import QemuSpec
+from migrate.cpunames import canonical_all
 from migrate.facts import CpuFacts
 
 __all__ = [
+    "balloon_of",
     "block_places",
     "blockers_of",
+    "changes_of",
     "cpu_of",
+    "cpu_of_properties",
     "features_of_expansion",
+    "is_confidential",
     "machine_of",
-    "other_writers",
     "run_state",
+    "tsc_khz_of",
     "vcpu_threads",
+    "version_of",
 ]
 
 _HVA: Final = re.compile(r"Host virtual address for (0x[0-9a-f]+) \(([^)]*)\) is (0x[0-9a-f]+)")
@@ -30,6 +37,8 @@ _REGION: Final = re.compile(r"^\s*([0-9a-f]{16})-([0-9a-f]{16}) \(prio \d+, ram\
 # Properties of a CPU object that are no features of the CPU.
 _NO_FEATURES: Final = frozenset(
     {
+        # Whether KVM's own leaves are shown is how a machine is started, not what a host can give.
+        "kvm",
         *("realized", "hotplugged", "hotpluggable", "start-powered-off", "check", "enforce", "migratable"),
         *("fill-mtrr-mask", "full-cpuid-auto-level", "host-cache-info", "host-phys-bits", "legacy-cache"),
         *(
@@ -50,21 +59,12 @@ _NO_FEATURES: Final = frozenset(
         ),
     }
 )
-# Types whose back ends write to guest RAM through mappings of their own: no dirty log of QEMU's process has that.
-_OUTSIDE: Final = (
-    ("vfio", "VFIO: the device writes to the guest's RAM by itself"),
-    ("vhost-user", "vhost-user: another process writes to the guest's RAM through a mapping of its own"),
-    (
-        "vhost-vsock",
-        "vhost: the kernel writes to the guest's RAM from a thread that nothing has proved to be seen",
-    ),
-    (
-        "vhost-scsi",
-        "vhost: the kernel writes to the guest's RAM from a thread that nothing has proved to be seen",
-    ),
-    ("ivshmem", "ivshmem: other guests write to the memory it shares"),
-)
-_MAX_DEVICES: Final = 512
+# What CPUID says of a CPU beside its features, as QEMU's CPU objects and models name it.
+_IDENTITY: Final = ("vendor", "family", "model", "stepping", "level", "xlevel")
+_MAX_REGISTER: Final = (1 << 32) - 1
+_VENDOR_CHARS: Final = 12  # EBX, EDX, ECX of leaf 0
+_MAX_HERTZ: Final = 1 << 40  # a terahertz: no counter is as fast
+_VERSION_CHARS: Final = 40
 
 
 async def run_state(qmp: Qmp) -> str:
@@ -125,33 +125,78 @@ async def _host_address(qmp: Qmp, name: str, guest_address: int) -> int:
     return int(match[3], 16)
 
 
-async def cpu_of(qmp: Qmp, spec: QemuSpec) -> CpuFacts:
-    """Give the features that the first vCPU really has, after all that QEMU and the host took away.
+async def cpu_of(qmp: Qmp, cpu: str) -> CpuFacts:
+    """Give the features that the first vCPU, started with -cpu `cpu`, has after all that QEMU and the host took away.
 
     QEMU says what the model and its features come to, and whether it had to leave any of them out. Only if it had, each
     feature is asked for: 250 questions, 10 ms, or 300 where a busy guest is in the way under TCG.
     """
-    cpus = await qmp.execute("query-cpus-fast")
-    path = _text(cpus, "query-cpus-fast", 0, "qom-path")
-    expansion = await qmp.execute("query-cpu-model-expansion", {"type": "full", "model": _cpu_model(spec)})
+    model = cpu.partition(",")[0]
+    path = await _first_vcpu(qmp)
+    expansion = await qmp.execute("query-cpu-model-expansion", {"type": "full", "model": _cpu_model(cpu)})
     left_out = await qmp.execute("qom-get", {"path": path, "property": "filtered-features"})
+    identity = {name: await _property(qmp, path, name) for name in _IDENTITY}
     if isinstance(left_out, list) and left_out and not any(field_of(word, "features") for word in left_out):
-        return CpuFacts(model=spec.cpu_model, features=features_of_expansion(expansion))
+        return cpu_of_properties(model, features_of_expansion(expansion), identity)
     known = features_of_expansion(expansion, only_true=False)
-    features = []
-    for name in sorted(known):
-        try:
-            has_it = await qmp.execute("qom-get", {"path": path, "property": name})
-        except QmpFailed:
-            continue  # a property of the model that this CPU object does not have
-        if has_it is True:
-            features.append(name)
-    return CpuFacts(model=spec.cpu_model, features=tuple(features))
+    # What a CPU object does not have is a property of the model alone.
+    features = [name for name in sorted(known) if await _property(qmp, path, name) is True]
+    return cpu_of_properties(model, tuple(features), identity)
 
 
-def _cpu_model(spec: QemuSpec) -> dict[str, object]:
-    """Give a spec's CPU as QMP takes it: the model, and each +feature and -feature of it."""
-    model, *changes = spec.cpu.split(",")
+def cpu_of_properties(
+    model: str, features: tuple[str, ...], properties: Json, *, is_host_dependent: bool = False
+) -> CpuFacts:
+    """Give a CPU of these features with what its properties say that CPUID tells of it; what they lack is unknown."""
+    vendor = field_of(properties, "vendor")
+    return CpuFacts(
+        model=model,
+        features=features,
+        vendor=vendor if isinstance(vendor, str) and len(vendor) <= _VENDOR_CHARS else "",
+        family=_number_or_0(field_of(properties, "family"), _MAX_REGISTER),
+        number=_number_or_0(field_of(properties, "model"), _MAX_REGISTER),
+        stepping=_number_or_0(field_of(properties, "stepping"), _MAX_REGISTER),
+        level=_number_or_0(field_of(properties, "level"), _MAX_REGISTER),
+        xlevel=_number_or_0(field_of(properties, "xlevel"), _MAX_REGISTER),
+        is_host_dependent=is_host_dependent,
+    )
+
+
+async def tsc_khz_of(qmp: Qmp) -> int:
+    """Give the rate of the guest's time stamp counter; 0 where QEMU does not know it, as without KVM."""
+    hertz = await _property(qmp, await _first_vcpu(qmp), "tsc-frequency")
+    return _number_or_0(hertz, _MAX_HERTZ) // 1000
+
+
+async def version_of(qmp: Qmp) -> str:
+    """Give QEMU's own version; a stable release has three numbers."""
+    version = await qmp.execute("query-version")
+    return ".".join(str(field_of(version, "qemu", part)) for part in ("major", "minor", "micro"))[
+        :_VERSION_CHARS
+    ]
+
+
+async def _first_vcpu(qmp: Qmp) -> str:
+    return _text(await qmp.execute("query-cpus-fast"), "query-cpus-fast", 0, "qom-path")
+
+
+async def _property(qmp: Qmp, path: str, name: str) -> Json:
+    try:
+        return await qmp.execute("qom-get", {"path": path, "property": name})
+    except QmpFailed:
+        return None
+
+
+def changes_of(spec: QemuSpec) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Give the features that a spec adds to its model, and those that it takes away."""
+    changes = spec.cpu.split(",")[1:]
+    added, removed = (canonical_all(one[1:] for one in changes if one[0] == sign) for sign in "+-")
+    return added, removed
+
+
+def _cpu_model(cpu: str) -> dict[str, object]:
+    """Give a CPU as QMP takes it: the model, and each +feature and -feature of it."""
+    model, *changes = cpu.split(",")
     return {"name": model, "props": {change[1:]: change[0] == "+" for change in changes}}
 
 
@@ -160,12 +205,10 @@ def features_of_expansion(expansion: Json, *, only_true: bool = True) -> tuple[s
     properties = field_of(expansion, "model", "props")
     if not isinstance(properties, dict):
         raise QmpFailed("query-cpu-model-expansion", "nonsense", "no properties")
-    return tuple(
-        sorted(
-            name
-            for name, value in properties.items()
-            if name not in _NO_FEATURES and (value is True or (value is False and not only_true))
-        )
+    return canonical_all(
+        name
+        for name, value in properties.items()
+        if name not in _NO_FEATURES and (value is True or (value is False and not only_true))
     )
 
 
@@ -181,25 +224,20 @@ async def blockers_of(qmp: Qmp) -> tuple[str, ...]:
     return tuple(blockers)
 
 
-async def other_writers(qmp: Qmp) -> tuple[str, ...]:
-    """Give the devices and back ends whose writes to guest RAM do not go through QEMU's page tables."""
-    found: list[str] = []
-    for folder in ("/machine/peripheral", "/machine/peripheral-anon"):
-        children = await qmp.execute("qom-list", {"path": folder})
-        for child in (children if isinstance(children, list) else [])[:_MAX_DEVICES]:
-            kind, name = str(field_of(child, "type")), str(field_of(child, "name"))
-            found += [
-                f"device {name[:64]} is {why}"
-                for word, why in _OUTSIDE
-                if kind.removeprefix("child<").startswith(word)
-            ]
-    nodes = await qmp.execute("query-named-block-nodes", {"flat": True})
-    for node in nodes if isinstance(nodes, list) else []:
-        if field_of(node, "drv") == "nvme":
-            found.append(
-                f"disk {field_of(node, 'node-name')} is nvme://: its controller writes to the guest's RAM by itself"
-            )
-    return tuple(found)
+async def balloon_of(qmp: Qmp) -> int | None:
+    """Give how much RAM the guest's balloon leaves it; None where QEMU cannot say."""
+    with contextlib.suppress(QmpFailed):
+        return _number(await qmp.execute("query-balloon"), "query-balloon", "actual")
+    return None
+
+
+async def is_confidential(qmp: Qmp) -> bool:
+    """Tell whether the CPU encrypts the guest's RAM: SEV, TDX and all others are one link of the machine's."""
+    try:
+        link = await qmp.execute("qom-get", {"path": "/machine", "property": "confidential-guest-support"})
+    except QmpFailed:
+        return False  # a machine type that has no such thing
+    return isinstance(link, str) and link != ""
 
 
 def _text(value: Json, command: str, *path: str | int) -> str:
@@ -214,3 +252,7 @@ def _number(value: Json, command: str, *path: str | int) -> int:
     if not isinstance(found, int) or isinstance(found, bool):
         raise QmpFailed(command, "nonsense", f"no {path[-1]} in the answer")
     return found
+
+
+def _number_or_0(value: Json, most: int) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most else 0

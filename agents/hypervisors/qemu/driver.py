@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -18,30 +19,63 @@ from typing import Final
 import anyio
 import anyio.to_thread
 
-from agents.hypervisors.hostmemory import free_memory_bytes
+from agents.hypervisors.confinement import ROOT, profile_of, selinux_label_of
+from agents.hypervisors.hostmemory import free_memory_bytes, memory_nodes
+from agents.hypervisors.inhabitants import Inhabitant
+from agents.hypervisors.kvm import KvmCpu, kvm_cpu
 from agents.hypervisors.qemu.adopt import spec_of
 from agents.hypervisors.qemu.allowed import QemuHost
 from agents.hypervisors.qemu.describe import (
+    balloon_of,
     blockers_of,
+    changes_of,
     cpu_of,
+    is_confidential,
     machine_of,
-    other_writers,
     run_state,
+    tsc_khz_of,
     vcpu_threads,
+    version_of,
 )
-from agents.hypervisors.qemu.errors import NotAdoptable, QemuError, SpecInvalid
+from agents.hypervisors.qemu.errors import NotAdoptable, QemuError, QemuGone, QmpFailed, SpecInvalid
 from agents.hypervisors.qemu.guest import Hold, hold
+from agents.hypervisors.qemu.hardware import devices_of, memory_nodes_of, unplanned
 from agents.hypervisors.qemu.hostmodels import HostModels, ModelCatalog
 from agents.hypervisors.qemu.incoming import QemuIncomingGuest
 from agents.hypervisors.qemu.launch import Process, end, launch
+from agents.hypervisors.qemu.observe import (
+    cpu_argument,
+    observed_cpu,
+    observed_disks,
+    observed_ram,
+    own_firmware,
+)
 from agents.hypervisors.qemu.processmap import command_line
-from agents.hypervisors.qemu.qmp import Qmp, field_of
+from agents.hypervisors.qemu.qmp import QMP_TIMEOUT_S, Qmp, field_of
+from agents.hypervisors.qemu.romfiles import RomShelf
 from agents.hypervisors.qemu.rundir import QemuPaths, monitors
 from agents.hypervisors.qemu.running import QemuRunningGuest
-from agents.hypervisors.qemu.spec import KIND, DiskSpec, QemuSpec
+from agents.hypervisors.qemu.spec import KIND, Accel, DiskSpec, QemuSpec
+from agents.hypervisors.seen import Seen
 from memory.errors import RamError
 from migrate.errors import GuestBusy, GuestRefused, GuestUnknown
-from migrate.facts import BlockFacts, CpuFacts, DiskFacts, GuestFacts, HostFacts, Objection
+from migrate.facts import (
+    MAX_DEVICES,
+    BlockFacts,
+    Confinement,
+    CpuFacts,
+    DiskFacts,
+    FirmwareFacts,
+    GuestCpuFacts,
+    GuestDemand,
+    GuestFacts,
+    GuestHardware,
+    HostCpuFacts,
+    HostFacts,
+    HostHardware,
+    Objection,
+)
+from migrate.ports import SeenGuest
 
 __all__ = ["Found", "QemuHypervisor", "interview"]
 
@@ -49,11 +83,15 @@ __all__ = ["Found", "QemuHypervisor", "interview"]
 _DESCRIBED_AT_ONCE: Final = 8
 # A monitor that another client holds is not waited for when guests are listed.
 _LIST_TIMEOUT_S: Final = 2.0
+# A preflight asks for facts and for inhabitants one after the other: the guests are asked once for both.
+_FOUND_HOLDS_S: Final = 2.0
+# Which models this host has besides is half a second's question, once.
+_ADVICE_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """One QEMU of the directory. `spec` is None where it cannot be described: `problem` says why."""
+    """One QEMU of the directory. `spec` is None where it cannot be described: `problems` say why. `cpu` is -cpu."""
 
     paths: QemuPaths
     pid: int
@@ -61,7 +99,8 @@ class Found:
     name: str
     state: str
     spec: QemuSpec | None
-    problem: str = ""
+    problems: tuple[str, ...] = ()
+    cpu: str = ""
 
     @property
     def is_incoming(self) -> bool:
@@ -74,16 +113,21 @@ class QemuHypervisor:
 
     name: Final = KIND
 
-    def __init__(self, host: QemuHost, host_name: str) -> None:
+    def __init__(self, host: QemuHost, host_name: str, *, root: Path = ROOT) -> None:
+        """`root` is where what confines a guest is looked for in /proc and /sys."""
         self._host = replace(host, dir=host.dir.absolute())
         self._host_name = host_name
+        self._root = root
         self._catalog = ModelCatalog(host.binary)
-        self._cpus: dict[int, CpuFacts] = {}
+        self._roms = RomShelf(host.binary, host.shared_dirs)
+        self._cpus: dict[int, tuple[CpuFacts, GuestCpuFacts]] = {}
+        self._kvm: KvmCpu | None = None
         self._held: dict[Path, Found] = {}
+        self._found: tuple[float, list[Found]] = (-math.inf, [])
 
     async def host_facts(self, guest: GuestFacts | None = None) -> HostFacts:
         """Give what this host can give to one more guest, with that guest's accelerator."""
-        models = await self._models(guest)
+        accel, models = await self._models(guest)
         here = await self._find_all()
         free_bytes = await anyio.to_thread.run_sync(self._free_memory_bytes, here)
         return HostFacts(
@@ -93,11 +137,13 @@ class QemuHypervisor:
             machines=models.machines if models else (),
             free_memory_bytes=free_bytes + _huge_bytes(guest),
             guest_ids=tuple(one.guest_id for one in here if not one.is_incoming),
+            hardware=await self._hardware_here(guest, models, here),
+            cpu_host=await self._cpu_host(accel, models) if models else HostCpuFacts(),
         )
 
     async def objections(self, facts: GuestFacts) -> tuple[Objection, ...]:
         """Give everything that this host has against such a guest."""
-        if facts.hypervisor != KIND:
+        if facts.hypervisor != KIND or not facts.is_described:
             return ()
         try:
             spec = QemuSpec.from_bytes(facts.spec)
@@ -117,9 +163,27 @@ class QemuHypervisor:
             if one.spec is None:
                 listed.append(_facts_of_undescribed(one))
             else:
-                cpu = self._cpus.get(one.pid, CpuFacts(model=one.spec.cpu_model, features=()))
-                listed.append(_facts(one.spec, cpu, is_running=one.state == "running"))
+                cpu, run = self._cpus.get(one.pid, (CpuFacts(model=one.spec.cpu_model, features=()), None))
+                listed.append(_facts(one.spec, cpu, run, is_running=one.state == "running"))
         return listed
+
+    async def inhabitants(self) -> tuple[Inhabitant, ...]:
+        """Give all machines that are here, also those that wait; as they were found a moment ago, if they were.
+
+        One that no spec describes counts as nothing.
+        """
+        found_at_s, found = self._found
+        if anyio.current_time() - found_at_s > _FOUND_HOLDS_S:
+            found = await self._find_all()
+        return tuple(
+            Inhabitant(
+                guest_id=one.guest_id,
+                ram_bytes=one.spec.ram_bytes if one.spec else 0,
+                vcpus=one.spec.vcpus if one.spec else 0,
+                pid=one.pid,
+            )
+            for one in found
+        )
 
     async def open_guest(self, guest_id: str) -> QemuRunningGuest:
         """Take hold of a guest. Raises GuestUnknown, GuestRefused."""
@@ -130,10 +194,20 @@ class QemuHypervisor:
             if found.paths.qmp in self._held:
                 raise GuestBusy(f"guest {found.name} is held by another migration already")
             if found.spec is None:
-                raise GuestRefused(f"the QEMU {found.name} cannot be moved: {found.problem}")
+                raise GuestRefused(f"the QEMU {found.name} cannot be moved: {'; '.join(found.problems)}")
             return await self._open(found, found.spec)
         except (QemuError, RamError) as exc:
             raise GuestRefused(str(exc)) from exc
+
+    async def inspect_guest(self, guest_id: str) -> SeenGuest:
+        """As `open_guest`; one that cannot be opened is described as far as its QEMU tells. Raises GuestUnknown."""
+        try:
+            return await self.open_guest(guest_id)
+        except GuestRefused as exc:
+            found = await self._find(guest_id)
+            if found is None:
+                raise GuestUnknown(f"the QEMU guest {guest_id!r:.60} has ended") from exc
+            return Seen(await self._observe(found, str(exc)))
 
     async def prepare_incoming(self, facts: GuestFacts) -> QemuIncomingGuest:
         """Start an empty machine for this guest. Raises GuestRefused."""
@@ -200,7 +274,9 @@ class QemuHypervisor:
             for monitor in await anyio.to_thread.run_sync(lambda: list(monitors(self._host.dir))):
                 tasks.start_soon(look, monitor)
         self._cpus = {one.pid: self._cpus[one.pid] for one in found if one.pid in self._cpus}
-        return sorted(found, key=lambda one: one.guest_id)
+        found.sort(key=lambda one: one.guest_id)
+        self._found = (anyio.current_time(), found)
+        return found
 
     async def _find(self, guest_id: str) -> Found | None:
         return next((one for one in await self._find_all() if one.guest_id == guest_id), None)
@@ -219,14 +295,28 @@ class QemuHypervisor:
             return None
 
     async def _open(self, found: Found, spec: QemuSpec) -> QemuRunningGuest:
+        models = await self._models_here(spec.accel)
         qmp = await Qmp.connect(found.paths.qmp)
         try:
             if found.pid not in self._cpus:
-                self._cpus[found.pid] = await cpu_of(qmp, spec)
+                self._cpus[found.pid] = await cpu_of(qmp, spec.cpu), await self._cpu_run(qmp, spec)
+            cpu, run = self._cpus[found.pid]
+            if models is not None:
+                run = replace(run, alternatives=_alternatives(cpu, models))
+            hardware = await self._hardware_of(qmp)
             facts = replace(
-                _facts(spec, self._cpus[found.pid], is_running=await run_state(qmp) == "running"),
+                _facts(spec, cpu, run, is_running=await run_state(qmp) == "running"),
                 machine=await machine_of(qmp),
-                blockers=(*await blockers_of(qmp), *await other_writers(qmp)),
+                blockers=(*await blockers_of(qmp), *unplanned(spec, hardware.devices)),
+                hardware=hardware,
+                demand=GuestDemand(
+                    vcpus=spec.vcpus,
+                    has_balloon=spec.has_balloon,
+                    balloon_bytes=await balloon_of(qmp) if spec.has_balloon else None,
+                ),
+                confinement=await anyio.to_thread.run_sync(
+                    _confinement, found.pid, await is_confidential(qmp), self._root
+                ),
             )
             threads = await vcpu_threads(qmp)
             held = await hold(qmp, found.paths, spec)
@@ -237,12 +327,120 @@ class QemuHypervisor:
         self._keep(found, held)
         return QemuRunningGuest(held, facts, threads)
 
+    async def _observe(self, found: Found, refusal: str) -> GuestFacts:
+        """Give what a QEMU says of a guest that cannot be opened; what it does not say is left out."""
+        if found.spec is None:
+            facts = _facts_of_undescribed(found)
+        else:
+            cpu, run = self._cpus.get(found.pid, (CpuFacts(model=found.spec.cpu_model, features=()), None))
+            facts = replace(
+                _facts(found.spec, cpu, run, is_running=found.state == "running"), blockers=(refusal,)
+            )
+        with contextlib.suppress(QemuGone):
+            async with _connected(found.paths.qmp, timeout_s=QMP_TIMEOUT_S) as qmp:
+                facts = await self._observe_by(qmp, found, facts)
+        return facts
+
+    async def _observe_by(self, qmp: Qmp, found: Found, facts: GuestFacts) -> GuestFacts:
+        """Add one fact after another; an answer that is nonsense costs that fact alone."""
+        with contextlib.suppress(QmpFailed):
+            facts = replace(facts, machine=await machine_of(qmp))
+        with contextlib.suppress(QmpFailed):
+            facts = replace(facts, blockers=(*facts.blockers, *await blockers_of(qmp)))
+        with contextlib.suppress(QmpFailed):
+            facts = replace(facts, hardware=await self._hardware_of(qmp))
+        if found.spec is not None:
+            return facts
+        with contextlib.suppress(QmpFailed):
+            facts = replace(facts, blocks=await observed_ram(qmp))
+        with contextlib.suppress(QmpFailed):
+            facts = replace(facts, disks=await observed_disks(qmp))
+        with contextlib.suppress(QmpFailed):
+            if found.pid not in self._cpus:
+                self._cpus[found.pid] = await observed_cpu(qmp, found.cpu), GuestCpuFacts()
+            facts = replace(facts, cpu=self._cpus[found.pid][0])
+        return facts
+
+    async def _hardware_of(self, qmp: Qmp) -> GuestHardware:
+        """Ask a running QEMU what its machine is made of."""
+        devices, more = await devices_of(qmp)
+        firmware = await own_firmware(qmp)
+        return GuestHardware(
+            version=await version_of(qmp),
+            devices=devices,
+            more_devices=more,
+            memory_nodes=await memory_nodes_of(qmp),
+            roms=await self._roms.of_running(qmp),
+            firmware=await self._roms.own(firmware.kind, firmware.paths) if firmware else None,
+        )
+
+    async def _hardware_here(
+        self, guest: GuestFacts | None, models: HostModels | None, here: list[Found]
+    ) -> HostHardware:
+        """Give what this host has of what such a guest is made of. All of the guest's facts are hostile."""
+        wanted = guest.hardware if guest is not None else GuestHardware()
+        firmware: FirmwareFacts | None = None
+        if wanted.firmware is not None:
+            paths = tuple((one.role, one.path) for one in wanted.firmware.files)
+            firmware = await self._roms.own(wanted.firmware.kind, paths)
+        types = {device.type for device in wanted.devices[:MAX_DEVICES]}
+        return HostHardware(
+            version=models.version if models else "",
+            device_types=tuple(sorted(types & models.device_types)) if models else (),
+            deprecated_machines=models.deprecated if models else (),
+            memory_nodes=await anyio.to_thread.run_sync(memory_nodes),
+            roms=await self._roms.find(rom.name for rom in wanted.roms),
+            firmware=firmware,
+            guest_names=tuple(
+                sorted(one.name for one in here if guest is None or one.guest_id != guest.guest_id)
+            ),
+        )
+
     def _keep(self, found: Found, held: Hold) -> None:
         monitor = found.paths.qmp
         self._held[monitor] = found
         held.on_release = lambda: self._held.pop(monitor, None)
 
-    async def _models(self, guest: GuestFacts | None) -> HostModels | None:
+    async def _cpu_run(self, qmp: Qmp, spec: QemuSpec) -> GuestCpuFacts:
+        added, removed = changes_of(spec)
+        is_native = spec.accel is Accel.KVM
+        return GuestCpuFacts(
+            is_native=is_native,
+            added=added,
+            removed=removed,
+            version=await version_of(qmp),
+            host_vendor=(await self._own_cpu()).vendor if is_native else "",
+            tsc_khz=await tsc_khz_of(qmp),
+        )
+
+    async def _cpu_host(self, accel: Accel, models: HostModels) -> HostCpuFacts:
+        if accel is not Accel.KVM:
+            return HostCpuFacts(version=models.version, features=models.features)
+        kvm, own = await self._own_cpu(), models.own
+        return HostCpuFacts(
+            is_native=True,
+            version=models.version,
+            features=models.features,
+            vendor=kvm.vendor or (own.vendor if own else ""),
+            family=kvm.family or (own.family if own else 0),
+            number=kvm.number or (own.number if own else 0),
+            tsc_khz=kvm.tsc_khz,
+            has_tsc_scaling=kvm.has_tsc_scaling,
+        )
+
+    async def _own_cpu(self) -> KvmCpu:
+        """A host's CPU does not change while an agent runs."""
+        if self._kvm is None:
+            self._kvm = await anyio.to_thread.run_sync(kvm_cpu)
+        return self._kvm
+
+    async def _models_here(self, accel: Accel) -> HostModels | None:
+        """Give what a guest could be started with on this host instead: advice, and not waited for long."""
+        with contextlib.suppress(QemuError), anyio.move_on_after(_ADVICE_S):
+            return await self._catalog.of(accel)
+        return None
+
+    async def _models(self, guest: GuestFacts | None) -> tuple[Accel, HostModels | None]:
         """Give what QEMU can do here with the guest's accelerator, or with the best that works here."""
         accels = self._host.accels
         if guest is not None and guest.hypervisor == KIND:
@@ -251,8 +449,8 @@ class QemuHypervisor:
         for accel in accels:
             # Why an accelerator does not work is an objection's to say.
             with contextlib.suppress(QemuError):
-                return await self._catalog.of(accel)
-        return None
+                return accel, await self._catalog.of(accel)
+        return Accel.TCG, None
 
     def _free_memory_bytes(self, here: list[Found]) -> int:
         free_bytes = free_memory_bytes()
@@ -276,14 +474,15 @@ async def interview(qmp: Qmp, paths: QemuPaths) -> Found:
     """Ask a QEMU who it is, and read from its command line what it is."""
     guest_id = str(field_of(await qmp.execute("query-uuid"), "UUID"))
     name = str(field_of(await qmp.execute("query-name"), "name") or paths.qmp.stem)
+    argv = await anyio.to_thread.run_sync(command_line, qmp.peer_pid)
     spec: QemuSpec | None = None
-    problem = ""
+    problems: tuple[str, ...] = ()
     try:
-        spec = spec_of(await anyio.to_thread.run_sync(command_line, qmp.peer_pid))
+        spec = spec_of(argv)
         if spec.guest_id != guest_id:
             raise NotAdoptable(f"its command line says -uuid {spec.guest_id}, and it is {guest_id}")
     except NotAdoptable as exc:
-        spec, problem = None, str(exc)
+        spec, problems = None, exc.problems
     return Found(
         paths=paths,
         pid=qmp.peer_pid,
@@ -291,7 +490,8 @@ async def interview(qmp: Qmp, paths: QemuPaths) -> Found:
         name=name,
         state=await run_state(qmp),
         spec=spec,
-        problem=problem,
+        problems=problems,
+        cpu=cpu_argument(argv),
     )
 
 
@@ -329,11 +529,25 @@ def _huge_bytes(guest: GuestFacts | None) -> int:
     return sum(memory.size_bytes for memory in spec.memories if memory.page_bytes)
 
 
+def _confinement(pid: int, is_encrypted: bool, root: Path) -> Confinement:
+    return Confinement(
+        is_confidential=is_encrypted,
+        selinux_label=selinux_label_of(pid, root),
+        apparmor_profile=profile_of(pid, root),
+    )
+
+
 def _blocks(spec: QemuSpec) -> tuple[BlockFacts, ...]:
     return tuple(BlockFacts(name=memory.name, size_bytes=memory.size_bytes) for memory in spec.memories)
 
 
-def _facts(spec: QemuSpec, cpu: CpuFacts, *, is_running: bool) -> GuestFacts:
+def _alternatives(cpu: CpuFacts, models: HostModels) -> tuple[str, ...]:
+    wanted = set(cpu.features)
+    fitting = [one for one in models.cpus if not one.is_host_dependent and wanted.issubset(one.features)]
+    return tuple(one.model for one in sorted(fitting, key=lambda one: (len(one.features), one.model)))
+
+
+def _facts(spec: QemuSpec, cpu: CpuFacts, run: GuestCpuFacts | None, *, is_running: bool) -> GuestFacts:
     return GuestFacts(
         guest_id=spec.guest_id,
         name=spec.name,
@@ -344,6 +558,8 @@ def _facts(spec: QemuSpec, cpu: CpuFacts, *, is_running: bool) -> GuestFacts:
         cpu=cpu,
         disks=tuple(_disk(number, disk) for number, disk in enumerate(spec.disks)),
         spec=spec.to_bytes(),
+        demand=GuestDemand(vcpus=spec.vcpus, has_balloon=spec.has_balloon),
+        cpu_run=run or GuestCpuFacts(),
     )
 
 
@@ -359,7 +575,7 @@ def _facts_of_undescribed(found: Found) -> GuestFacts:
         cpu=CpuFacts(model="", features=()),
         disks=(),
         spec=b"",
-        blockers=(found.problem,),
+        blockers=found.problems,
     )
 
 
@@ -369,5 +585,11 @@ def _disk(number: int, disk: DiskSpec) -> DiskFacts:
     except OSError:
         size_bytes = 0
     return DiskFacts(
-        name=f"disk{number}", path=disk.path, size_bytes=size_bytes, is_read_only=disk.is_read_only
+        name=f"disk{number}",
+        path=disk.path,
+        size_bytes=size_bytes,
+        is_read_only=disk.is_read_only,
+        format=disk.format.value,
+        cache=disk.cache.value,
+        is_locked=not disk.is_read_only,
     )

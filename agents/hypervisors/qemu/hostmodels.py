@@ -1,4 +1,4 @@
-"""What this host's QEMU can give to a guest: CPU models with their features, and machine types.
+"""What this host's QEMU can give to a guest: CPU models with their features, machine and device types.
 
 Law: asks a QEMU of its own, one without a machine, once for each accelerator and binary; nothing is guessed from
 /proc/cpuinfo. The answer is kept until the binary changes.
@@ -6,6 +6,7 @@ Law: asks a QEMU of its own, one without a machine, once for each accelerator an
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from dataclasses import dataclass
@@ -14,10 +15,11 @@ from typing import Final
 
 import anyio
 
-from agents.hypervisors.qemu.describe import features_of_expansion
+from agents.hypervisors.qemu.describe import cpu_of_properties, features_of_expansion, version_of
 from agents.hypervisors.qemu.errors import QemuGone, QmpFailed
 from agents.hypervisors.qemu.qmp import Qmp, field_of
 from agents.hypervisors.qemu.spec import Accel
+from migrate.cpunames import canonical_all
 from migrate.facts import CpuFacts
 
 __all__ = ["HostModels", "ModelCatalog"]
@@ -25,15 +27,25 @@ __all__ = ["HostModels", "ModelCatalog"]
 START_TIMEOUT_S: Final = 20.0
 POLL_S: Final = 0.02
 _MAX_WORDS_BYTES: Final = 2000
+# What QEMU says in place of features where a model needs another accelerator, or cannot be made.
+_CANNOT_RUN: Final = frozenset({"kvm", "type"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostModels:
-    """`version` is QEMU's, for people."""
+    """`cpus` are what the models come to here: without the features that they have elsewhere and this host lacks.
+
+    `features` is everything that QEMU can give at all; `own` the host's own CPU, which only KVM can give. `deprecated`
+    machines are among `machines`.
+    """
 
     cpus: tuple[CpuFacts, ...]
+    features: tuple[str, ...]
+    own: CpuFacts | None
     machines: tuple[str, ...]
     version: str
+    deprecated: tuple[str, ...] = ()
+    device_types: frozenset[str] = frozenset()
 
 
 class ModelCatalog:
@@ -92,10 +104,15 @@ class ModelCatalog:
             await anyio.sleep(POLL_S)
         qmp = await Qmp.connect(socket)
         try:
+            machines, cpus = await self._machines(qmp), await self._cpus(qmp)
             return HostModels(
-                cpus=await self._cpus(qmp),
-                machines=await self._machines(qmp),
-                version=await self._version(qmp),
+                cpus=cpus,
+                features=await self._features(qmp, cpus),
+                own=next((cpu for cpu in cpus if cpu.model == "host"), None),
+                machines=tuple(sorted(machines)),
+                version=await version_of(qmp),
+                deprecated=tuple(sorted(name for name, is_deprecated in machines.items() if is_deprecated)),
+                device_types=await self._device_types(qmp),
             )
         finally:
             await qmp.aclose()
@@ -112,17 +129,50 @@ class ModelCatalog:
                     "query-cpu-model-expansion", {"type": "full", "model": {"name": name}}
                 )
             except QmpFailed:
-                continue  # a model that cannot run here at all, such as `host` without KVM
-            cpus.append(CpuFacts(model=name, features=features_of_expansion(expansion)))
+                continue  # a model that this QEMU does not make
+            # An expansion says what the model is, not what of it this host has: that stands with its definition.
+            lacking = field_of(definition, "unavailable-features")
+            lacks = (
+                set(canonical_all(one for one in lacking if isinstance(one, str)))
+                if isinstance(lacking, list)
+                else ()
+            )
+            if _CANNOT_RUN & set(lacks):
+                continue  # such as `host` without KVM
+            features = tuple(one for one in features_of_expansion(expansion) if one not in lacks)
+            cpus.append(
+                cpu_of_properties(
+                    name,
+                    features,
+                    field_of(expansion, "model", "props"),
+                    is_host_dependent=field_of(definition, "migration-safe") is False,
+                )
+            )
         if not cpus:
             raise QmpFailed("query-cpu-definitions", "nonsense", "no CPU model")
         return tuple(sorted(cpus, key=lambda cpu: cpu.model))
 
-    async def _machines(self, qmp: Qmp) -> tuple[str, ...]:
-        machines = await qmp.execute("query-machines")
-        names = [field_of(machine, "name") for machine in (machines if isinstance(machines, list) else [])]
-        return tuple(sorted(name for name in names if isinstance(name, str) and name.startswith("pc-")))
+    async def _features(self, qmp: Qmp, cpus: tuple[CpuFacts, ...]) -> tuple[str, ...]:
+        """`max` is everything; what QEMU leaves out of it because it would tie a guest to its host, is asked for."""
+        known = {feature for cpu in cpus for feature in cpu.features}
+        with contextlib.suppress(QmpFailed):
+            expansion = await qmp.execute(
+                "query-cpu-model-expansion",
+                {"type": "full", "model": {"name": "max", "props": {"migratable": False}}},
+            )
+            known.update(features_of_expansion(expansion))
+        return tuple(sorted(known))
 
-    async def _version(self, qmp: Qmp) -> str:
-        version = await qmp.execute("query-version")
-        return ".".join(str(field_of(version, "qemu", part)) for part in ("major", "minor", "micro"))
+    async def _machines(self, qmp: Qmp) -> dict[str, bool]:
+        """Give the versioned types of a PC, and whether each is deprecated."""
+        machines = await qmp.execute("query-machines")
+        return {
+            name: field_of(machine, "deprecated") is True
+            for machine in (machines if isinstance(machines, list) else [])
+            if isinstance(name := field_of(machine, "name"), str) and name.startswith("pc-")
+        }
+
+    async def _device_types(self, qmp: Qmp) -> frozenset[str]:
+        types = await qmp.execute("qom-list-types", {"implements": "device", "abstract": False})
+        names = [field_of(one, "name") for one in (types if isinstance(types, list) else [])]
+        return frozenset(name for name in names if isinstance(name, str))

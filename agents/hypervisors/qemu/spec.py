@@ -35,6 +35,7 @@ __all__ = [
     "NetworkSpec",
     "QemuSpec",
     "Vga",
+    "is_cpu",
 ]
 
 KIND: Final = "qemu"
@@ -134,6 +135,13 @@ class DiskSpec:
     bus: Bus = Bus.VIRTIO
     cache: Cache = Cache.NONE
     is_read_only: bool = False
+
+    @property
+    def block_driver(self) -> str:
+        """QEMU's driver for what is at the path. It has one for files and one for devices, and takes neither for the
+        other; the name decides, because it is the same on every host. In /dev/shm are files."""
+        is_device = self.path.startswith("/dev/") and not self.path.startswith("/dev/shm/")
+        return "host_device" if is_device else "file"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -310,6 +318,11 @@ def _file_below(base: Path) -> _FileBelow:
 # ---------------------------------------------------------------------- checks
 
 
+def is_cpu(words: str) -> bool:
+    """Whether these are a model and features of it, and nothing else."""
+    return _CPU.fullmatch(words) is not None
+
+
 def _problems(spec: QemuSpec) -> Iterator[str]:
     if not _is_canonical_uuid(spec.guest_id):
         yield "id: not a UUID in small letters, such as 3f0f4c6e-8f0b-4f57-9d0d-5a3c7c1b2a10"
@@ -320,7 +333,7 @@ def _problems(spec: QemuSpec) -> Iterator[str]:
             f"machine: {spec.machine!r:.60} is no versioned machine type of a PC, such as pc-q35-7.2 "
             "(q35 and pc mean another machine with each release of QEMU)"
         )
-    if not _CPU.fullmatch(spec.cpu):
+    if not is_cpu(spec.cpu):
         yield f"cpu: {spec.cpu!r:.80} is not a model with features, such as Nehalem or Skylake-Server,+pcid,-hle"
     if not 1 <= spec.vcpus <= MAX_VCPUS:
         yield f"vcpus: {spec.vcpus} is not between 1 and {MAX_VCPUS}"

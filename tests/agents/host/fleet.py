@@ -9,10 +9,12 @@ import socket
 import stat
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
+from types import MappingProxyType
 
 import anyio
 from anyio.streams.tls import TLSStream
@@ -21,6 +23,7 @@ from agents import pki
 from agents.api import CONTROL_SCHEMA, JobList, JobStarted, JobView, ListJobs, Move, Watch
 from agents.config import load_settings
 from agents.host.agent import HostAgent
+from agents.hypervisors.confinement import ROOT
 from agents.hypervisors.embedded.client import Description, GuestClient, start_guest
 from agents.hypervisors.embedded.errors import EmbeddedError
 from agents.hypervisors.embedded.rundir import GuestPaths
@@ -76,6 +79,8 @@ class Fleet:
     fronts: dict[str, str] = field(default_factory=dict)
 
     rules: str = ALLOW_ALL
+    # The storage of a host, where it is not what the others see.
+    shared_at: dict[str, Path] = field(default_factory=dict)
     has_crl: bool = False
 
     @property
@@ -98,12 +103,16 @@ class Fleet:
         pki.issue(certificates, pki.Role.OPERATOR, "tester")
         self.shared.mkdir(exist_ok=True)
 
-    def issue_from(self, authority: Authority) -> None:
-        """Put certificates of another CA in place of those that `issue` made."""
+    def issue_from(
+        self, authority: Authority, valid_for: Mapping[str, timedelta] = MappingProxyType({})
+    ) -> None:
+        """Put certificates of another CA in place of those that `issue` made; by host, for how long, or for a day."""
         certificates = self.folder / "pki"
         shutil.copy(authority.certificate, certificates / "ca.crt")
         for role, name in (*(("agent", host) for host in HOSTS), ("operator", "tester")):
-            files = authority.issue(f"vmferry://{role}/{name}")
+            files = authority.issue(
+                f"vmferry://{role}/{name}", valid_for=valid_for.get(name, timedelta(days=1))
+            )
             shutil.copy(files.certificate, certificates / f"{role}-{name}.crt")
             key = certificates / f"{role}-{name}.key"
             key.unlink()
@@ -119,6 +128,7 @@ class Fleet:
         embedded: str = "",
         qemu: str = "",
         etcd: str = "",
+        storage: str = "",
         event_loop: str = "asyncio",
     ) -> Path:
         """Write one agent's configuration; it listens on its own of `control_ports`, its peers on theirs."""
@@ -144,13 +154,14 @@ certificate = "pki/agent-{host}.crt"
 key = "pki/agent-{host}.key"
 {'crl = "pki/ca.crl"' if self.has_crl else ""}
 {self.rules}[storage]
-shared_dirs = ["{self.shared}"]
+shared_dirs = ["{self.shared_at.get(host, self.shared)}"]
+{storage}
 {etcd and "[storage.etcd]"}
 {etcd}
 [guests.embedded]
 dir = "{self.guests_dir(host)}"
 {embedded}
-{qemu and self._qemu(host) + qemu}
+{qemu and self._qemu(host, qemu)}
 [limits]
 {limits or 'outage = "5s"'}
 {listed}
@@ -158,11 +169,14 @@ dir = "{self.guests_dir(host)}"
         )
         return path
 
-    def _qemu(self, host: str) -> str:
-        return (
-            f'[guests.qemu]\ndir = "{self.qemu_dir(host)}"\naccels = ["tcg"]\n'
-            f'kernel_dirs = ["{self.folder / "boot"}"]\n'
-        )
+    def _qemu(self, host: str, lines: str) -> str:
+        defaults = {"accels": '["tcg"]', "kernel_dirs": f'["{self.folder / "boot"}"]'}
+        # A host whose QEMU is another one: see `wrapped_qemu`.
+        wrapped = self.folder / host / "qemu-wrapped"
+        if wrapped.exists():
+            defaults["binary"] = f'"{wrapped}"'
+        told = "".join(f"{key} = {value}\n" for key, value in defaults.items() if key not in lines)
+        return f'[guests.qemu]\ndir = "{self.qemu_dir(host)}"\n{told}{lines}'
 
     def qemu_dir(self, host: str) -> Path:
         return self.folder / host / "qemu"
@@ -310,36 +324,58 @@ dir = "{self.guests_dir(host)}"
         return int(head.split()[1]), body.decode()
 
 
+# Lines of a configuration: for both hosts, or for each.
+Lines = str | Mapping[str, str]
+
+
+def _lines(lines: Lines, host: str) -> str:
+    return lines if isinstance(lines, str) else lines.get(host, "")
+
+
 @asynccontextmanager
 async def running_fleet(
     folder: Path,
-    limits: str = "",
-    embedded: str = "",
-    qemu: str = "",
+    limits: Lines = "",
+    embedded: Lines = "",
+    qemu: Lines = "",
     authority: Authority | None = None,
     rules: str = ALLOW_ALL,
     crl: bool = False,
     etcd: str = "",
-    fronts: dict[str, str] | None = None,
+    shared_at: Mapping[str, Path] = MappingProxyType({}),
+    valid_for: Mapping[str, timedelta] = MappingProxyType({}),
+    roots: Mapping[str, Path] = MappingProxyType({}),
+    fronts: Mapping[str, str] = MappingProxyType({}),
+    storage: str = "",
 ) -> AsyncIterator[Fleet]:
     """Two agents that know each other, in this process and loop; both end with the block.
 
-    `rules` are what both allow. With `crl` they have a list that revokes nobody yet.
+    Lines of the configuration are for both hosts, or those of each. `rules` are what both allow. With `crl` they have a
+    list that revokes nobody yet. `shared_at` is the storage of a host that does not see what the others do.
     `qemu` are more lines of [guests.qemu]; without any, the agents run no such guests. `authority` issues their
-    certificates where a test needs more of that CA than `agents.pki` gives. `etcd` are lines of [storage.etcd].
-    `fronts` are the addresses where peers find a host, and where the test puts something in front of it.
+    certificates where a test needs more of that CA than `agents.pki` gives, by host for `valid_for`.
+    `etcd` are lines of [storage.etcd], `storage` of [storage]. A host in `roots` finds its kernel's files there and not
+    in /. `fronts` are the addresses where peers find a host, and where the test puts something in front of it.
     """
-    fleet = Fleet(folder, rules=rules, has_crl=crl, fronts=fronts or {})
+    fleet = Fleet(folder, rules=rules, has_crl=crl, shared_at=dict(shared_at), fronts=dict(fronts))
     fleet.issue()
     if crl:
         revoke(folder / "pki", ())
     if authority is not None:
-        fleet.issue_from(authority)
+        fleet.issue_from(authority, valid_for)
     async with anyio.create_task_group() as tasks:
         ports = {host: free_port() for host in HOSTS}
         for host in HOSTS:
-            config = fleet.write_config(host, ports, limits=limits, embedded=embedded, qemu=qemu, etcd=etcd)
-            agent = fleet.agents[host] = HostAgent(load_settings(config))
+            config = fleet.write_config(
+                host,
+                ports,
+                limits=_lines(limits, host),
+                embedded=_lines(embedded, host),
+                qemu=_lines(qemu, host),
+                etcd=etcd,
+                storage=storage,
+            )
+            agent = fleet.agents[host] = HostAgent(load_settings(config), root=roots.get(host, ROOT))
             listening = anyio.Event()
 
             def note(

@@ -58,6 +58,7 @@ class QemuGuests:
             dir=self.fleet.qemu_dir(name),
             binary=QEMU,
             shared_dirs=(self.fleet.shared,),
+            shared_devices=("/dev/loop*",),
             kernel_dirs=(self.boot.folder,),
             accels=(Accel.TCG,),
             taps=taps,
@@ -78,11 +79,7 @@ class QemuGuests:
 
     def pid(self, host: str, spec: QemuSpec) -> int | None:
         """The process of a guest on a host, if there is one."""
-        with contextlib.suppress(OSError, ValueError):
-            pid = int(self.paths(host, spec).pid.read_text())
-            if spec.guest_id.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
-                return pid
-        return None
+        return pid_of(self.paths(host, spec))
 
     @asynccontextmanager
     async def monitor(self, host: str, spec: QemuSpec) -> AsyncIterator[Qmp]:
@@ -129,9 +126,23 @@ class QemuGuests:
         """Kill every QEMU of these guests."""
         for spec in self.specs.values():
             for host in HOSTS:
-                if (pid := self.pid(host, spec)) is not None:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+                end_qemu(self.paths(host, spec))
+
+
+def end_qemu(paths: QemuPaths) -> None:
+    """Kill the QEMU of these paths, if there is one."""
+    if (pid := pid_of(paths)) is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def pid_of(paths: QemuPaths) -> int | None:
+    """The process that wrote this pid file, if it is a QEMU with this monitor still."""
+    with contextlib.suppress(OSError, ValueError):
+        pid = int(paths.pid.read_text())
+        if str(paths.qmp).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+            return pid
+    return None
 
 
 @contextlib.contextmanager
@@ -149,11 +160,13 @@ def qemu_processes(
 
 
 @asynccontextmanager
-async def qemu_fleet(folder: Path, limits: str = "", qemu: str = "") -> AsyncIterator[QemuGuests]:
+async def qemu_fleet(
+    folder: Path, limits: str = "", qemu: str = "", storage: str = ""
+) -> AsyncIterator[QemuGuests]:
     """Two agents in this loop, and no guest yet."""
     guests = QemuGuests(Fleet(folder), Boot.at(folder / "boot"))
     try:
-        async with running_fleet(folder, limits=limits, qemu=qemu or "\n") as fleet:
+        async with running_fleet(folder, limits=limits, qemu=qemu or "\n", storage=storage) as fleet:
             guests.fleet = fleet
             yield guests
     finally:

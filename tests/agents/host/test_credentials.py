@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -44,6 +45,13 @@ def files(tmp_path: Path) -> TlsSettings:
 def made(files: TlsSettings) -> tuple[Credentials, AgentMetrics]:
     metrics = AgentMetrics("host-a", "0")
     return Credentials(files, "host-a", metrics), metrics
+
+
+def test_the_ends_of_all_files_are_told(files: TlsSettings) -> None:
+    ends = made(files)[0].ends
+    assert ends.own_ends_at_s == pki.describe(files.certificate).not_after.timestamp()
+    assert ends.crl_ends_at_s == ends.ca_ends_at_s > ends.own_ends_at_s
+    assert made(replace(files, crl=None))[0].ends == replace(ends, crl_ends_at_s=None)
 
 
 async def changed_once(credentials: Credentials, change: Callable[[], object]) -> bool:

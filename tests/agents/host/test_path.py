@@ -13,7 +13,7 @@ import anyio
 import anyio.abc
 import pytest
 
-from agents.api import Check, CheckReport, Refused
+from agents.api import Check, CheckReport
 from agents.demo.proxy import Proxy
 from migrate.preflight import AREAS, Finding, PreflightReport, Severity
 from tests.agents.host.conftest import AgentLog
@@ -306,4 +306,6 @@ async def test_who_may_send_no_guests_may_not_measure(folder: Path) -> None:
     async with running_fleet(folder, rules=rules) as fleet:
         fleet.start_guest("host-a")
         answer = await fleet.ask("host-a", Check(guest="worker", to="host-b"))
-    assert isinstance(answer, Refused)
+    assert isinstance(answer, CheckReport)
+    assert [one.check for one in answer.findings if one.severity is Severity.REFUSED] == ["allowed"]
+    assert answer.path is None

@@ -9,6 +9,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
+from agents.api import Check, CheckReport
 from agents.hypervisors.qemu.spec import (
     Backend,
     DiskSpec,
@@ -165,6 +166,42 @@ async def test_a_cancelled_move_leaves_qemu_as_it_was(folder: Path) -> None:
             assert await qmp.execute("query-migrate-capabilities") == before
         report = await guests.move(spec, "host-a", "host-b")
         await guests.check_moved(spec, report, "host-a", "host-b")
+
+
+@once
+async def test_a_probe_leaves_qemu_as_it_was_and_a_move_ends_one(folder: Path) -> None:
+    async with qemu_fleet(folder) as guests:
+        spec = guests.spec(append=workload("set=32 rate=20"))
+        await guests.start("host-a", spec)
+        pid = guests.pid("host-a", spec)
+        assert pid is not None
+        files = _open_files(pid)
+        fleet = guests.fleet
+        report = await fleet.ask("host-a", Check(guest=spec.guest_id, to="host-b", predict_s=1.0))
+        assert isinstance(report, CheckReport)
+        assert report.prediction is not None, report.unpredicted
+        load = report.prediction.load
+        assert load is not None
+        assert load.windows[-1].pages > load.windows[0].pages > 0
+        assert load.populated_bytes < spec.ram_bytes
+        assert "uw" not in vm_flags(pid)
+        assert _open_files(pid) == files
+        await guests.check_runs("host-a", spec)
+
+        async def look() -> None:
+            answer = await fleet.ask("host-a", Check(guest=spec.guest_id, to="host-b", predict_s=25.0))
+            assert isinstance(answer, CheckReport)
+            assert "began while it was watched" in answer.unpredicted
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(look)
+            with anyio.fail_after(20):
+                while True:
+                    if "uw" in vm_flags(pid):
+                        break
+                    await anyio.sleep(0.02)
+            moved = await guests.move(spec, "host-a", "host-b", downtime_limit_s=2.0)
+        await guests.check_moved(spec, moved, "host-a", "host-b")
 
 
 def _shared_memory_kib(pid: int | None) -> int:

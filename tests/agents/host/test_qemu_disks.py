@@ -124,6 +124,43 @@ async def test_a_rolled_back_move_leaves_the_disk_with_the_source(
         await guests.check_moved(spec, report, "host-a", "host-b")
 
 
+async def test_a_guest_on_a_block_device_moves_there_and_back(folder: Path) -> None:
+    image = folder / "device.raw"
+    await anyio.run_process(["truncate", "-s", "64M", str(image)])
+    made = await anyio.run_process(["losetup", "-f", "--show", str(image)], check=False)
+    if made.returncode:
+        pytest.skip("needs root and loop devices")
+    device = made.stdout.decode().strip()
+    try:
+        async with qemu_fleet(folder, storage='shared_devices = ["/dev/loop*"]') as guests:
+            spec = guests.spec(
+                disks=(DiskSpec(path=device, format=Format.RAW),),
+                initrd=guests.boot.initrd_with(WORKER, "virtio_pci", "virtio_blk"),
+                append="console=ttyS0 quiet",
+            )
+            await guests.start("host-a", spec)
+            await anyio.to_thread.run_sync(guests.console("host-a", spec).wait_for, b"DISK-OK", 2)
+            for source, to in (HOSTS, HOSTS[::-1]):
+                report = await guests.move(spec, source, to)
+                await guests.check_moved(spec, report, source, to)
+                console = guests.console(to, spec)
+                done = console.read().count(b"DISK-OK")
+                await anyio.to_thread.run_sync(console.wait_for, b"DISK-OK", done + 2)
+            for host in HOSTS:
+                assert b"DISK-BAD" not in guests.console(host, spec).read()
+            records = guests.fleet.shared / ".vmferry"
+            assert any(
+                path.name.startswith(spec.guest_id)
+                for path in await anyio.to_thread.run_sync(listed, records)
+            )
+    finally:
+        await anyio.run_process(["losetup", "-d", device])
+
+
+def listed(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
+
+
 def write_locks(image: Path) -> int:
     """How many processes hold QEMU's lock to write an image."""
     inode = image.stat().st_ino

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agents.hypervisors.hostmemory import free_memory_bytes
+from agents.hypervisors.hostmemory import free_memory_bytes, memory_limits
 
 
 def host(root: Path, *, available_kb: int, limits: dict[str, tuple[str, int, int]]) -> int:
@@ -26,6 +26,12 @@ def test_the_tightest_group_counts_and_its_cache_does_not(tmp_path: Path) -> Non
     assert host(tmp_path, available_kb=1000, limits=limits) == 2000
     limits["a"] = ("9000", 1000, 0)
     assert host(tmp_path, available_kb=1000, limits=limits) == 4500
+
+
+def test_every_group_s_limit_is_given_and_none_where_there_is_none(tmp_path: Path) -> None:
+    host(tmp_path, available_kb=1, limits={"a/b": ("max", 5, 0), "a": ("3000", 9000, 0)})
+    assert memory_limits(tmp_path / "cgroup", tmp_path / "fs") == [3000]
+    assert memory_limits(tmp_path / "none", tmp_path / "fs") == []
 
 
 def test_a_group_over_its_limit_has_nothing_and_not_less(tmp_path: Path) -> None:

@@ -2,7 +2,12 @@ from __future__ import annotations
 
 import pytest
 
-from agents.hypervisors.embedded.cpuid import FEATURE_NAMES, features_of_bits, features_of_model
+from agents.hypervisors.embedded.cpuid import (
+    FEATURE_NAMES,
+    facts_of_model,
+    features_of_bits,
+    features_of_model,
+)
 from agents.hypervisors.embedded.spec import CPU_MODELS
 
 
@@ -18,6 +23,12 @@ def test_newer_models_can_do_more() -> None:
     assert "bmi2" not in features_of_model("Nehalem")
     assert "sse4a" in features_of_model("EPYC")
     assert "sse4a" not in features_of_model("Haswell")
+
+
+def test_a_model_says_who_made_it_and_which_it_is() -> None:
+    haswell, epyc = facts_of_model("Haswell"), facts_of_model("EPYC")
+    assert (haswell.vendor, haswell.family, haswell.number, haswell.level) == ("GenuineIntel", 6, 60, 13)
+    assert (epyc.vendor, epyc.family, epyc.number) == ("AuthenticAMD", 23, 1)
 
 
 def test_each_bit_is_the_name_at_its_place() -> None:

@@ -9,20 +9,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from anyio import to_thread
+from anyio import fail_after, sleep, to_thread
 
+from agents.hypervisors.confinement import profile_of, selinux_label_of
 from agents.hypervisors.embedded.client import GuestClient, start_guest
 from agents.hypervisors.embedded.driver import EmbeddedHypervisor, EmbeddedIncomingGuest, EmbeddedRunningGuest
 from agents.hypervisors.embedded.replay import replay
 from agents.hypervisors.embedded.rundir import GuestPaths
 from agents.hypervisors.embedded.spec import CPU_MODELS, EmbeddedSpec
 from agents.hypervisors.embedded.tracking import FORCE_HOOK_VARIABLE
+from agents.hypervisors.inhabitants import Inhabitant
 from memory.dirty import probe_kernel
 from memory.errors import TrackerError
 from memory.layout import PAGE_BYTES
 from memory.runs import Runs, expand, pages_in
 from migrate.errors import GuestRefused, GuestUnknown
-from migrate.facts import GuestFacts
+from migrate.facts import Confinement, GuestDemand, GuestFacts
 from migrate.ports import GuestRam, Hypervisor, IncomingGuest, RunningGuest
 from tests.agents.hypervisors.embedded.conftest import GUEST_ID, SpecMaker
 
@@ -265,6 +267,26 @@ async def test_the_host_tells_its_models_guests_and_memory(hosts: Hosts) -> None
     assert EmbeddedSpec.from_bytes(guest.spec) == hosts.spec
 
 
+async def test_machines_that_wait_are_inhabitants_and_no_guests(hosts: Hosts) -> None:
+    incoming = await hosts.b.prepare_incoming(await hosts.facts())
+    for host, driver in (("a", hosts.a), ("b", hosts.b)):
+        with closing(hosts.client(host)) as client:
+            pid = client.pid
+        (one,) = await driver.inhabitants()
+        assert one == Inhabitant(guest_id=GUEST_ID, ram_bytes=hosts.spec.ram_bytes, vcpus=1, pid=pid)
+    await incoming.destroy()
+    assert await hosts.b.inhabitants() == ()
+
+
+async def test_a_guest_that_is_open_says_what_it_takes_and_what_confines_it(hosts: Hosts) -> None:
+    guest = await hosts.a.open_guest(GUEST_ID)
+    assert guest.facts.demand == GuestDemand(vcpus=1)
+    assert guest.facts.confinement == Confinement(
+        selinux_label=selinux_label_of("self"), apparmor_profile=profile_of("self")
+    )
+    await guest.release()
+
+
 async def test_a_guest_that_died_is_unknown_and_leaves_no_socket(hosts: Hosts) -> None:
     guest = await hosts.a.open_guest(GUEST_ID)
     guest.tracker.start()
@@ -282,10 +304,31 @@ async def test_a_guest_that_died_is_unknown_and_leaves_no_socket(hosts: Hosts) -
         await hosts.a.open_guest(GUEST_ID)
 
 
+async def test_a_guest_that_faulted_is_looked_at_and_says_why_it_cannot_be_moved(hosts: Hosts) -> None:
+    guest = await hosts.a.open_guest(GUEST_ID)
+    await guest.pause()
+    guest.ram.scatter(np.array([[1, 1]], dtype=np.int64), memoryview(b"\x0f\x0b" * (PAGE_BYTES // 2)))
+    guest.tracker.start()  # which makes the emulator read the program again
+    await guest.resume()
+    await guest.release()
+    with closing(hosts.client("a")) as client, fail_after(10):
+        while client.describe().state != "faulted":  # noqa: ASYNC110 - in another process
+            await sleep(0.01)
+    with pytest.raises(GuestRefused):
+        await hosts.a.open_guest(GUEST_ID)
+    seen = await hosts.a.inspect_guest(GUEST_ID)
+    assert (seen.facts.name, seen.facts.ram_bytes) == (hosts.spec.name, hosts.spec.ram_bytes)
+    (blocker,) = seen.facts.blockers
+    assert "CPU stopped" in blocker
+    await seen.release()
+
+
 @pytest.mark.parametrize("guest_id", ["", "../a", "00000000-0000-4000-8000-000000000000"])
 async def test_a_guest_that_is_not_here_is_unknown(run_dir: Path, guest_id: str) -> None:
     with pytest.raises(GuestUnknown, match="host-a"):
         await EmbeddedHypervisor(run_dir, "host-a").open_guest(guest_id)
+    with pytest.raises(GuestUnknown, match="host-a"):
+        await EmbeddedHypervisor(run_dir, "host-a").inspect_guest(guest_id)
 
 
 async def test_the_driver_fits_the_port(run_dir: Path) -> None:

@@ -67,6 +67,15 @@ def needs_qemu() -> pytest.MarkDecorator:
     return pytest.mark.skipif(not QEMU.exists(), reason="needs qemu-system-x86_64 (Debian: qemu-system-x86)")
 
 
+def wrapped_qemu(folder: Path, arguments: str) -> Path:
+    """Make a QEMU of another host: one that is started with these arguments beside its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    binary = folder / "qemu-wrapped"
+    binary.write_text(f'#!/bin/sh\nexec {QEMU} "$@" {arguments}\n')
+    binary.chmod(0o755)
+    return binary
+
+
 def needs_root_tool(name: str) -> pytest.MarkDecorator:
     """Skip where a tool is missing: CI installs it."""
     return pytest.mark.skipif(shutil.which(name) is None, reason=f"needs {name}")

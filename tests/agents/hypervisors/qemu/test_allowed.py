@@ -21,6 +21,7 @@ from agents.hypervisors.qemu.spec import (
     QemuSpec,
 )
 from tests.agents.hypervisors.qemu.conftest import PLAIN
+from tests.agents.storageproof.headers import header
 
 
 class Place:
@@ -97,14 +98,20 @@ def test_each_objection_comes_alone_and_by_its_name(place: Place) -> None:
     (place.folder / "elsewhere/secret").touch()
     gone = DiskSpec(path=str(place.folder / "shared/gone.raw"), format=Format.RAW)
     folder = DiskSpec(path=str(place.folder / "shared"), format=Format.RAW)
+    thief = place.folder / "shared/thief.qcow2"
+    thief.write_bytes(header(backing=b"/etc/passwd"))
+    under = DiskSpec(path=str(thief), format=Format.QCOW2)
+    no_device = DiskSpec(path="/dev/null", format=Format.RAW)
     cases: list[tuple[QemuSpec, dict[str, object], str, str]] = [
+        # A guest's image names a file of this host: its QEMU would show it to the guest.
+        (replace(PLAIN, disks=(under,)), {}, "disk-file", "/etc/passwd is in none of"),
+        (replace(PLAIN, disks=(no_device,)), {"shared_devices": ("/dev/*",)}, "disk-file", "in none of"),
         (PLAIN, {"accels": (Accel.KVM,)}, "accelerator", "not allowed"),
         (PLAIN, {"binary": place.folder / "none"}, "hypervisor-binary", "cannot be executed"),
         (replace(PLAIN, disks=(place.disk("elsewhere/a"),)), {}, "disk-file", "in none of the directories"),
         (replace(PLAIN, disks=(DiskSpec(path=str(link), format=Format.RAW),)), {}, "disk-file", "in none of"),
         (replace(PLAIN, disks=(gone,)), {}, "disk-file", "No such file"),
         (replace(PLAIN, disks=(folder,)), {}, "disk-file", "is no file"),
-        (replace(PLAIN, disks=(place.disk(cache=Cache.WRITEBACK),)), {}, "disk-cache", "cached by its host"),
         (replace(PLAIN, kernel="/etc/passwd"), {}, "kernel-file", "in none of the directories"),
         (replace(PLAIN, networks=card(NetworkKind.BRIDGE, "virbr9")), {}, "network-backend", "not allowed"),
         (

@@ -1,0 +1,232 @@
+"""A move rehearsed: its rounds as the planner would have them, with numbers in place of a guest and a link.
+
+Law: pure. Who decides is `migrate.plan.decide`, the same as in a move; what a round sends and what the guest writes
+meanwhile is arithmetic on one `Circumstances`, in which nothing is uncertain any more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from memory.layout import PAGE_BYTES
+from migrate.compression import ARM_BYTES, CLEAR_GAIN, Compression
+from migrate.dirtying import Curve
+from migrate.forecast import Conditions
+from migrate.plan import (
+    ASSUMED_FIXED_S,
+    ASSUMED_GOODPUT_BYTES_PER_S,
+    TELLING_PAGES,
+    Next,
+    OnTimeout,
+    decide,
+)
+from migrate.stats import RoundStats
+from transport.limits import MAX_RECORD_BYTES
+
+__all__ = ["RAW_BYTES_PER_S", "ZSTD_BYTES_PER_S", "Circumstances", "Rehearsed", "rehearse"]
+
+# What two hosts do with pages where no link holds them back (bench/README.md: 1 GiB at 0.9 to 1.1 GB/s raw; one core
+# compresses 0.4 GB/s). A draw scales all three alike.
+RAW_BYTES_PER_S: Final = 0.9e9
+ZSTD_BYTES_PER_S: Final = 0.4e9
+ZERO_BYTES_PER_S: Final = 4e9
+# Sealing, framing and TCP's acknowledgements do not count; a record of 512 KiB has some 100 bytes of head and table.
+WIRE_OVERHEAD: Final = 1.002
+# Control messages are not in `wire_bytes`; the hellos and the device state are.
+WIRE_FIXED_BYTES: Final = 8 << 10
+# What an arm gives beyond its bytes, while the window fills: `ARM_BYTES` are counted when they are acknowledged.
+IN_FLIGHT_BYTES: Final = 4 << 20
+# The harvest, the drain and the threads' awakening, once a round.
+ROUND_FIXED_S: Final = 0.003
+# The planner gives up after 12 rounds without a minimum; a move with more rounds than this is shown as it stands.
+MAX_ROUNDS: Final = 120
+# CPU of the source's agent: for each byte that goes raw (copied, hashed, sealed, sent), for each that is compressed,
+# for each that is found zero, and for each that the proof reads; and beside them for a move and for each second.
+RAW_CPU_S_PER_BYTE: Final = 1.1e-9
+ZSTD_CPU_S_PER_BYTE: Final = 3.0e-9
+ZERO_CPU_S_PER_BYTE: Final = 0.15e-9
+AUDIT_CPU_S_PER_BYTE: Final = 0.25e-9
+MOVE_CPU_S: Final = 0.15
+CPU_S_PER_S: Final = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Circumstances:
+    """Everything a move depends on, as it may be.
+
+    `host_factor` scales what the two hosts do with pages; `path_bytes_per_s` is what the wire carries, and
+    `cap_bytes_per_s` the configured cap, infinite where there is none.
+    `zstd_share` is the size of compressed data over its own. `late_s` is the second preflight and the arming.
+    """
+
+    curve: Curve
+    populated_pages: int
+    data_share: float
+    zstd_share: float
+    host_factor: float
+    path_bytes_per_s: float
+    cap_bytes_per_s: float
+    overhead_s: float
+    fixed_s: float
+    late_s: float
+    cpu_factor: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rehearsed:
+    """How it went. `because` is the planner's last word."""
+
+    total_s: float
+    downtime_s: float
+    wire_bytes: float
+    cpu_s: float
+    converges: bool
+    rounds: int
+    because: str
+
+
+class _Sending:
+    """What sending costs, with the choice between raw and compressed as `CompressionChooser` makes it.
+
+    A cap is a bucket: what it has saved up while nothing was sent goes at the path's own speed. That is all of a last
+    round, where a guest is quiet.
+    """
+
+    def __init__(self, given: Circumstances, compression: Compression) -> None:
+        host, path = given.host_factor, max(given.path_bytes_per_s, 1.0) / WIRE_OVERHEAD
+        link = min(path, max(given.cap_bytes_per_s, 1.0) / WIRE_OVERHEAD)
+        # Data that zstd shrinks by less than a sixteenth goes as it is, after it was tried.
+        self._zstd_share = given.zstd_share if given.zstd_share <= 15 / 16 else 1.0
+        self._raw_bytes_per_s = min(RAW_BYTES_PER_S * host, path)
+        self._zstd_bytes_per_s = min(ZSTD_BYTES_PER_S * host, path / max(self._zstd_share, 1e-3))
+        self._zero_bytes_per_s = ZERO_BYTES_PER_S * host
+        self._is_zstd_better = min(
+            self._zstd_bytes_per_s, link / max(self._zstd_share, 1e-3)
+        ) > CLEAR_GAIN * min(self._raw_bytes_per_s, link)
+        self._cap_bytes_per_s = max(given.cap_bytes_per_s, 1.0)
+        self._saved_bytes = float(MAX_RECORD_BYTES)
+        self._compression = compression
+        self._given_bytes = 0.0
+        self.wire_bytes = float(WIRE_FIXED_BYTES)
+        self.cpu_s = 0.0
+
+    def send(self, data_bytes: float, zero_bytes: float) -> float:
+        """Send pages; give the seconds."""
+        raw, zstd = self._split(data_bytes)
+        wire_bytes = (raw + zstd * self._zstd_share) * WIRE_OVERHEAD
+        self.wire_bytes += wire_bytes
+        self.cpu_s += raw * RAW_CPU_S_PER_BYTE + zstd * ZSTD_CPU_S_PER_BYTE + zero_bytes * ZERO_CPU_S_PER_BYTE
+        took_s = raw / self._raw_bytes_per_s + zstd / self._zstd_bytes_per_s
+        took_s += zero_bytes / self._zero_bytes_per_s
+        took_s = max(took_s, (wire_bytes - self._saved_bytes) / self._cap_bytes_per_s)
+        self._saved_bytes -= wire_bytes
+        self.rest(took_s)
+        return took_s
+
+    def rest(self, time_s: float) -> None:
+        """Let time pass."""
+        saved = self._saved_bytes + min(time_s * self._cap_bytes_per_s, 1e18)
+        self._saved_bytes = min(saved, float(MAX_RECORD_BYTES))
+
+    def _split(self, data_bytes: float) -> tuple[float, float]:
+        """Give how much goes raw and how much compressed: first an arm of each, then the better way."""
+        if self._compression is Compression.OFF:
+            return data_bytes, 0.0
+        if self._compression is Compression.ZSTD:
+            return 0.0, data_bytes
+        at, self._given_bytes = self._given_bytes, self._given_bytes + data_bytes
+        end = self._given_bytes
+        first, second = ARM_BYTES + IN_FLIGHT_BYTES, 2 * (ARM_BYTES + IN_FLIGHT_BYTES)
+        raw = max(min(end, first) - at, 0.0)
+        zstd = max(min(end, second) - max(at, first), 0.0)
+        rest = max(end - max(at, second), 0.0)
+        if self._is_zstd_better:
+            return raw, zstd + rest
+        return raw + rest, zstd
+
+
+def rehearse(conditions: Conditions, given: Circumstances) -> Rehearsed:
+    """Go through the rounds of one move."""
+    policy = conditions.policy
+    sending = _Sending(given, conditions.compression)
+    populated_bytes = given.populated_pages * PAGE_BYTES
+    data_bytes = populated_bytes * given.data_share
+    if policy.is_offline:
+        copy_s = sending.send(data_bytes, populated_bytes - data_bytes)
+        return _ended(conditions, given, sending, 0.0, given.fixed_s + copy_s, True, 1, "offline")
+    pages, zeros = data_bytes / PAGE_BYTES, (populated_bytes - data_bytes) / PAGE_BYTES
+    rounds: list[RoundStats] = []
+    passed_s, converges, because = 0.0, False, ""
+    is_out_of_time = False
+    while len(rounds) < MAX_ROUNDS:
+        sent = pages + zeros
+        send_s = sending.send(pages * PAGE_BYTES, zeros * PAGE_BYTES)
+        duration_s = send_s + ROUND_FIXED_S
+        passed_s += duration_s
+        sending.rest(ROUND_FIXED_S)
+        dirty = given.curve.pages(duration_s)
+        goodput = rounds[-1].goodput_bytes_per_s if rounds else ASSUMED_GOODPUT_BYTES_PER_S
+        if sent >= TELLING_PAGES and send_s > 0:
+            goodput = sent * PAGE_BYTES / send_s
+        rounds.append(
+            RoundStats(
+                number=len(rounds),
+                duration_s=duration_s,
+                sent_pages=int(sent),
+                wire_bytes=0,
+                dirty_pages=int(dirty),
+                dirty_rate_pages_per_s=dirty / duration_s,
+                goodput_bytes_per_s=goodput,
+            )
+        )
+        pages, zeros = dirty, 0.0
+        is_out_of_time = 0 < policy.timeout_s < passed_s
+        decision = decide(rounds, policy, ASSUMED_FIXED_S)
+        because = decision.because
+        if is_out_of_time or decision.next is not Next.AGAIN:
+            converges = not is_out_of_time and decision.next is Next.SWITCH_OVER
+            break
+    if is_out_of_time:
+        because = f"the time limit of {policy.timeout_s:g} s passes first: {because}"
+    if not converges and policy.on_timeout is OnTimeout.ABORT:
+        # It is rolled back; the downtime is what it would have been.
+        copy_s = pages * PAGE_BYTES / max(rounds[-1].goodput_bytes_per_s, 1.0)
+        ended = _ended(
+            conditions, given, sending, passed_s, given.fixed_s + copy_s, False, len(rounds), because
+        )
+        return replace(ended, total_s=given.overhead_s + passed_s)
+    if converges:
+        # What was written during the second preflight and the arming is harvested after one more round.
+        sending.rest(given.late_s)
+        extra_s = sending.send(pages * PAGE_BYTES, 0.0) + ROUND_FIXED_S
+        passed_s += extra_s
+        sending.rest(ROUND_FIXED_S)
+        pages = given.curve.pages(given.late_s + extra_s)
+    last_s = sending.send(pages * PAGE_BYTES, 0.0)
+    return _ended(
+        conditions, given, sending, passed_s, given.fixed_s + last_s, converges, len(rounds), because
+    )
+
+
+def _ended(
+    conditions: Conditions,
+    given: Circumstances,
+    sending: _Sending,
+    rounds_s: float,
+    downtime_s: float,
+    converges: bool,
+    rounds: int,
+    because: str,
+) -> Rehearsed:
+    total_s = given.overhead_s + rounds_s + downtime_s
+    audit_s = given.populated_pages * PAGE_BYTES * AUDIT_CPU_S_PER_BYTE if conditions.audit else 0.0
+    return Rehearsed(
+        total_s=total_s,
+        downtime_s=downtime_s,
+        wire_bytes=sending.wire_bytes,
+        cpu_s=given.cpu_factor * (MOVE_CPU_S + CPU_S_PER_S * total_s + sending.cpu_s + audit_s),
+        converges=converges,
+        rounds=rounds,
+        because=because,
+    )

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import cast
+
+import anyio
+import pytest
+
+from memory.errors import TrackerError
+from memory.layout import PAGE_BYTES
+from memory.runs import empty_runs, whole
+from migrate.errors import MigrationFailed
+from migrate.facts import GuestFacts
+from migrate.forecast import ContentSample
+from migrate.ports import RunningGuest
+from migrate.probing import probe, sample_content, watch_writes
+from tests.agents.scripted_agent import guest_facts
+from tests.fakes.ram import BytesRam
+from tests.fakes.tracker import ScriptedTracker
+
+anyio_test = pytest.mark.anyio
+SHORT_S = 0.1
+
+
+@dataclass
+class Probed:
+    """As much of a RunningGuest as a probe may use."""
+
+    tracker: ScriptedTracker
+    ram: BytesRam
+    facts: GuestFacts
+
+    def as_guest(self) -> RunningGuest:
+        return cast(RunningGuest, self)
+
+
+def guest_of(tracker: ScriptedTracker, *, is_running: bool = True) -> Probed:
+    return Probed(tracker, ram_with(128), guest_facts(is_running=is_running))
+
+
+def ram_with(data_pages: int, *, total: int = 4096, noise: int = PAGE_BYTES) -> BytesRam:
+    """Every second stretch of 64 pages has pages, whose first `noise` bytes do not shrink."""
+    random_ = random.Random(1)
+    ram = BytesRam(total)
+    for gfn in [gfn for gfn in range(total) if gfn // 64 % 2][:data_pages]:
+        ram.write(gfn, random_.randbytes(noise) + bytes(PAGE_BYTES - noise))
+    return ram
+
+
+class Refusing(ScriptedTracker):
+    def start(self) -> None:
+        raise TrackerError("no log here")
+
+
+@anyio_test
+async def test_a_probe_sees_windows_that_grow_and_leaves_no_log() -> None:
+    # The first harvest belongs to the time in which the log was made.
+    tracker = ScriptedTracker([whole(4000), *(whole(pages) for pages in (10, 20, 30, 40, 50))])
+    load = await probe(guest_of(tracker).as_guest(), SHORT_S)
+    assert [one.pages for one in load.windows] == [10, 20, 30, 40, 50]
+    times = [one.window_s for one in load.windows]
+    assert times[-1] > 4 * times[0] > 0
+    assert SHORT_S <= load.took_s < 5
+    assert load.populated_bytes == 128 * PAGE_BYTES
+    assert not tracker.is_started
+
+
+@anyio_test
+async def test_a_paused_guest_is_sampled_and_not_watched() -> None:
+    tracker = ScriptedTracker()
+    load = await probe(guest_of(tracker, is_running=False).as_guest(), 30.0)
+    assert load.windows == ()
+    assert load.sample.pages == 128
+    assert tracker.harvests == 0
+
+
+@anyio_test
+async def test_a_cancelled_probe_leaves_no_log() -> None:
+    tracker = ScriptedTracker()
+    with anyio.move_on_after(0.1) as scope:
+        await watch_writes(tracker, 30.0)
+    assert scope.cancelled_caught
+    assert tracker.harvests > 0
+    assert not tracker.is_started
+
+
+@anyio_test
+@pytest.mark.parametrize("lost_at", range(6))
+async def test_a_lost_log_ends_the_probe_and_leaves_no_log(lost_at: int) -> None:
+    tracker = ScriptedTracker(lost_at=lost_at)
+    with pytest.raises(MigrationFailed, match="lost"):
+        await watch_writes(tracker, SHORT_S)
+    assert not tracker.is_started
+
+
+@anyio_test
+async def test_a_guest_whose_writes_cannot_be_seen_is_not_probed() -> None:
+    with pytest.raises(TrackerError, match="no log here"):
+        await watch_writes(Refusing(), SHORT_S)
+
+
+@anyio_test
+@pytest.mark.parametrize("asked_s", [-5.0, 0.0])
+async def test_a_probe_takes_some_time_whatever_was_asked(asked_s: float) -> None:
+    load = await probe(guest_of(ScriptedTracker()).as_guest(), asked_s)
+    assert load.took_s >= 0.1
+
+
+def test_a_sample_tells_zeros_and_what_shrinks() -> None:
+    half_noise = sample_content(ram := ram_with(2048, noise=PAGE_BYTES // 2), ram.populated_runs())
+    assert half_noise.pages == 512
+    assert half_noise.zero_pages == 0
+    assert 0.45 < half_noise.zstd_bytes / (512 * PAGE_BYTES) < 0.6
+    zeros = sample_content(ram := ram_with(2048, noise=0), ram.populated_runs())
+    assert (zeros.zero_pages, zeros.duplicate_pages, zeros.zstd_bytes) == (512, 0, 0)
+    noise = sample_content(ram := ram_with(2048), ram.populated_runs())
+    assert noise.zstd_bytes == 512 * PAGE_BYTES
+
+
+def test_a_sample_counts_pages_that_another_equals() -> None:
+    ram = BytesRam(512)
+    for gfn in range(512):
+        ram.write(gfn, bytes([gfn % 2 + 1]) * PAGE_BYTES)
+    found = sample_content(ram, ram.populated_runs())
+    assert found.duplicate_pages == found.pages - 2
+
+
+@pytest.mark.parametrize("pages", [1, 15, 16, 17, 128, 511, 513])
+def test_a_small_guest_is_sampled_whole_and_a_large_one_is_not(pages: int) -> None:
+    ram = ram_with(pages)
+    found = sample_content(ram, ram.populated_runs())
+    assert 0 < found.pages <= min(pages, 512)
+    # Holes are not read: that would make pages.
+    assert ram.populated_runs()[:, 1].sum() == pages
+
+
+def test_a_guest_without_a_page_has_an_empty_sample() -> None:
+    assert sample_content(BytesRam(64), empty_runs()) == ContentSample(
+        pages=0, zero_pages=0, duplicate_pages=0, zstd_bytes=0
+    )

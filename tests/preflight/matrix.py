@@ -1,0 +1,15 @@
+"""All cases, area by area."""
+
+from __future__ import annotations
+
+from tests.preflight import cpus, disks, hosts, paths, rooms
+from tests.preflight.cases import CASES, Case
+
+__all__ = ["AREAS", "all_cases"]
+
+# Importing an area registers its cases.
+AREAS = (hosts, cpus, disks, paths, rooms)
+
+
+def all_cases() -> list[Case]:
+    return list(CASES)

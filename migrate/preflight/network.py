@@ -26,7 +26,7 @@ __all__ = [
 REACHABLE: Final = Check(
     check_id="reachable",
     asked="Can the source reach the destination's control port and its data port?",
-    why="Pages travel on connections of their own, to another port than the one that the agents talk on",
+    why="Agents talk on one port, and pages travel on connections of their own to another one",
     remedy="Let TCP through from the source to the destination's listen and data_listen ([agent]); give data_listen a "
     "fixed port, and an address that the source has a route to",
 )

@@ -15,12 +15,13 @@ from typing import Final
 
 import anyio
 
+from agents.hypervisors.kvm import KvmCpu
 from agents.hypervisors.qemu.describe import cpu_of_properties, features_of_expansion, version_of
 from agents.hypervisors.qemu.errors import QemuGone, QmpFailed
 from agents.hypervisors.qemu.qmp import Qmp, field_of
 from agents.hypervisors.qemu.spec import Accel
 from migrate.cpunames import canonical_all
-from migrate.facts import CpuFacts
+from migrate.facts import CpuFacts, HostCpuFacts
 
 __all__ = ["HostModels", "ModelCatalog"]
 
@@ -43,6 +44,28 @@ class HostModels:
     own: CpuFacts | None
     machines: tuple[str, ...]
     version: str
+
+    def alternatives(self, cpu: CpuFacts) -> tuple[str, ...]:
+        """Give the models with everything that a guest's CPU has, the nearest first; not those that vary by host."""
+        wanted = set(cpu.features)
+        fitting = [one for one in self.cpus if not one.is_host_dependent and wanted.issubset(one.features)]
+        return tuple(one.model for one in sorted(fitting, key=lambda one: (len(one.features), one.model)))
+
+    def cpu_host(self, kvm: KvmCpu | None) -> HostCpuFacts:
+        """Give what the host has besides; `kvm` is what KVM says of it, None where its own CPU runs no guests."""
+        if kvm is None:
+            return HostCpuFacts(version=self.version, features=self.features)
+        own = self.own or CpuFacts(model="", features=())
+        return HostCpuFacts(
+            is_native=True,
+            version=self.version,
+            features=self.features,
+            vendor=kvm.vendor or own.vendor,
+            family=kvm.family or own.family,
+            number=kvm.number or own.number,
+            tsc_khz=kvm.tsc_khz,
+            has_tsc_scaling=kvm.has_tsc_scaling,
+        )
 
 
 class ModelCatalog:

@@ -12,7 +12,7 @@ from typing import Final
 
 from migrate.compression import Compression
 from migrate.cpubaseline import HostCpus
-from migrate.facts import GuestFacts
+from migrate.facts import GuestFacts, PathFacts
 from migrate.phases import Phase
 from migrate.plan import OnTimeout
 from migrate.preflight import Finding
@@ -96,19 +96,24 @@ class GuestList:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """Ask for a CheckReport: the preflight of a move that is not made. `guest` is an identity or a name."""
+    """Ask for a CheckReport: the preflight of a move that is not made. `guest` is an identity or a name.
+
+    With `measures` the source also sends noise over the data path for a second, to see what it carries.
+    """
 
     guest: str
     to: str
+    measures: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckReport:
-    """Every finding, good and bad."""
+    """Every finding, good and bad; `path` is what was found of the way from the guest's host to the other."""
 
     guest: str
     to: str
     findings: tuple[Finding, ...]
+    path: PathFacts | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

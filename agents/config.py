@@ -35,6 +35,7 @@ from agents.sections import (
     listed,
     loopback,
     paths,
+    ratio,
     read_toml,
     size,
     text,
@@ -73,6 +74,10 @@ MAX_CONNECTIONS: Final = 16
 # Two full records: with less, sealing and sending could not overlap. The largest is what a peer may ask for.
 MIN_WINDOW_BYTES: Final = 2 << 20
 DAY_S: Final = 86400.0
+# Below, not even the smallest guest fits; above, a ratio says nothing any more (guests that share most of their pages).
+MEMORY_RATIOS: Final = (0.1, 16.0)
+# The default, 16, is what clouds for idle guests take; above 100 no guest gets a CPU in time.
+CPU_RATIOS: Final = (0.1, 100.0)
 # Names of operators and hosts, with wildcards.
 _NAME_PATTERN: Final = re.compile(r"[a-z0-9.*?-]{1,63}", re.ASCII)
 
@@ -149,7 +154,7 @@ class QemuSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitSettings:
-    """[limits]; no bandwidth (None) is no cap."""
+    """[limits]; no bandwidth (None) is no cap. An overcommit is how often this host promises what it has to guests."""
 
     outgoing: int
     incoming: int
@@ -158,6 +163,8 @@ class LimitSettings:
     bandwidth_bytes_per_s: int | None
     outage_s: float
     dead_peer_s: float
+    memory_overcommit: float
+    cpu_overcommit: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -447,6 +454,8 @@ def _limits(section: Section) -> LimitSettings:
         bandwidth_bytes_per_s=section.optional("bandwidth", cap, None),
         outage_s=section.optional("outage", duration(0.0, DAY_S), 300.0),
         dead_peer_s=section.optional("dead_peer", duration(MIN_DEAD_PEER_S, 3600.0), 10.0),
+        memory_overcommit=section.optional("memory_overcommit", ratio(*MEMORY_RATIOS), 1.0),
+        cpu_overcommit=section.optional("cpu_overcommit", ratio(*CPU_RATIOS), 16.0),
     )
     section.finish()
     return limits

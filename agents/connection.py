@@ -131,9 +131,12 @@ class AgentClient:
         """Ask for the guests on this host."""
         return await self._ask(ListGuests(), GuestList, self._timeout_s)
 
-    async def check(self, guest: str, to: str) -> CheckReport:
-        """Run the preflight of a move that is not made. `guest` is an identity or a name."""
-        return await self._ask(Check(guest=guest, to=to), CheckReport, self._far_timeout_s)
+    async def check(self, guest: str, to: str, *, measures: bool = True) -> CheckReport:
+        """Run the preflight of a move that is not made. `guest` is an identity or a name.
+
+        With `measures` the path between the hosts is measured, which takes a second more.
+        """
+        return await self._ask(Check(guest=guest, to=to, measures=measures), CheckReport, self._far_timeout_s)
 
     async def move(self, move: Move) -> str:
         """Start a move; give its job. It goes on in the agent."""

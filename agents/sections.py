@@ -31,6 +31,7 @@ __all__ = [
     "listed",
     "loopback",
     "paths",
+    "ratio",
     "read_toml",
     "size",
     "text",
@@ -186,6 +187,19 @@ def integer(at_least: int, at_most: int) -> Parser[int]:
         if not at_least <= value <= at_most:
             raise SettingsError(f"must be between {at_least} and {at_most}, not {value}")
         return value
+
+    return parse
+
+
+def ratio(at_least: float, at_most: float) -> Parser[float]:
+    """Read a number, with a fraction or without, between two others, both included."""
+
+    def parse(value: object) -> float:
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise SettingsError(f"must be a number, not {_kind(value)}")
+        if not at_least <= value <= at_most:  # TOML has nan, which is between no two numbers
+            raise SettingsError(f"must be between {at_least:g} and {at_most:g}, not {value}")
+        return float(value)
 
     return parse
 

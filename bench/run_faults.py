@@ -31,7 +31,7 @@ QUESTION: Final = "What becomes of a guest when things fail, all the way through
 
 LOOPS: Final = ("asyncio", "trio")
 # How far apart the tried pieces of the pre-copy are, and how many of the last are all tried: cuts, black holes.
-EVERY: Final = {Kind.EMBEDDED: ((2, 40), (32, 16)), Kind.QEMU: ((64, 32), (512, 8))}
+EVERY: Final = {Kind.EMBEDDED: ((1, 40), (16, 16)), Kind.QEMU: ((32, 32), (256, 8))}
 SMOKE_EVERY: Final = 256
 SEEDS: Final = 100
 FUZZ_S: Final = 5

@@ -5,14 +5,17 @@ Law: asks and judges, changes nothing; what it writes beside disks it clears aga
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import TypeVar
 
 import anyio
 
-from migrate.messages import PROTOCOL, Inspect, Inspected
-from migrate.ports import Caller, HostSurvey, Hypervisor, RunningGuest, SharedStorage
-from migrate.preflight import Inspection, PreflightReport, examine
-from transport.errors import PeerMisbehaved
+from migrate.facts import PathFacts
+from migrate.messages import DENIED, PROTOCOL, Inspect, Inspected
+from migrate.ports import Caller, HostSurvey, Hypervisor, SeenGuest, SharedStorage
+from migrate.preflight import Denied, Inspection, PreflightReport, examine, examine_denied
+from transport.errors import PeerMisbehaved, PeerRefused
 
 __all__ = ["Asker", "dry_run", "run_preflight"]
 
@@ -44,7 +47,7 @@ class Asker:
 
 
 async def run_preflight(
-    guest: RunningGuest,
+    guest: SeenGuest,
     asker: Asker,
     storage: SharedStorage,
     host_survey: HostSurvey,
@@ -52,7 +55,21 @@ async def run_preflight(
     source_host: str,
     resumes: str = "",
 ) -> PreflightReport:
-    """Ask both ends and judge; `resumes` names an earlier attempt. The probes are cleared, whatever happens."""
+    """Ask both ends and judge; `resumes` names an earlier attempt. The path is not measured: pages travel on it."""
+    seen = await _look(guest, asker, storage, host_survey, source_host=source_host, resumes=resumes)
+    return examine_denied(seen) if isinstance(seen, Denied) else examine(seen)
+
+
+async def _look(
+    guest: SeenGuest,
+    asker: Asker,
+    storage: SharedStorage,
+    host_survey: HostSurvey,
+    *,
+    source_host: str,
+    resumes: str = "",
+) -> Inspection | Denied:
+    """Ask both ends. The probes are cleared, whatever happens."""
     probes, nonces = await storage.plant(guest.facts.disks)
     try:
         ownership_dir = await storage.ownership_dir(guest.facts)
@@ -68,23 +85,25 @@ async def run_preflight(
             Inspected,
         )
         answer_s = anyio.current_time() - asked_at_s
+    except PeerRefused as exc:
+        if exc.code != DENIED:
+            raise
+        return Denied(guest=guest.facts, source_host=source_host, here=here, reason=exc.text)
     finally:
         with anyio.CancelScope(shield=True):
             await storage.clear(probes)
-    return examine(
-        Inspection(
-            guest=guest.facts,
-            source_host=source_host,
-            host=inspected.host,
-            here=here,
-            there=inspected.survey,
-            answer_s=answer_s,
-            objections=inspected.objections,
-            nonces=nonces,
-            readings=inspected.readings,
-            ownership_error=inspected.ownership_error,
-            reserved_bytes=inspected.reserved_bytes,
-        )
+    return Inspection(
+        guest=guest.facts,
+        source_host=source_host,
+        host=inspected.host,
+        here=here,
+        there=inspected.survey,
+        answer_s=answer_s,
+        objections=inspected.objections,
+        nonces=nonces,
+        readings=inspected.readings,
+        ownership_error=inspected.ownership_error,
+        reserved_bytes=inspected.reserved_bytes,
     )
 
 
@@ -97,13 +116,22 @@ async def dry_run(
     *,
     source_host: str,
     timeout_s: float,
-) -> PreflightReport:
-    """Run the preflight of a move that is not made."""
-    guest = await hypervisor.open_guest(guest_id)
+    time_limit_s: float = 0.0,
+    look_at_path: Callable[[Asker], Awaitable[PathFacts]] | None = None,
+) -> tuple[PreflightReport, PathFacts | None]:
+    """Run the preflight of a move that is not made, also of a guest that cannot be; give also what the path is like.
+
+    `time_limit_s` is what a move may take, 0 for as long as it likes. The path is looked at when the guest is held no
+    longer: that takes a second, in which somebody may want to move it.
+    """
+    asker = Asker(caller, timeout_s)
+    guest = await hypervisor.inspect_guest(guest_id)
     try:
-        return await run_preflight(
-            guest, Asker(caller, timeout_s), storage, host_survey, source_host=source_host
-        )
+        seen = await _look(guest, asker, storage, host_survey, source_host=source_host)
     finally:
         with anyio.CancelScope(shield=True):
             await guest.release()
+    if isinstance(seen, Denied):
+        return examine_denied(seen), None
+    path = await look_at_path(asker) if look_at_path is not None else None
+    return examine(replace(seen, path=path, time_limit_s=time_limit_s)), path

@@ -7,6 +7,10 @@ bumps PROTOCOL, and N goes on talking to N-1.
     source                          destination
     Inspect      ->
                  <-  Inspected      facts and what was read at the probes (a dry run ends here)
+    MeasurePath  ->                 in a dry run only
+                 <-  PathOpened     a port for data connections, whose payloads are thrown away
+    EndMeasure   ->
+                 <-  MeasureEnded   no connection of it is left
     Prepare      ->
                  <-  Prepared       an empty machine waits; data connections may come
     Compare      ->                 only with a machine that an earlier attempt has left: what is there already?
@@ -34,6 +38,7 @@ from migrate.facts import GuestFacts, HostFacts, Objection, Survey
 from migrate.preflight import Probe, Reading
 
 __all__ = [
+    "DENIED",
     "MAX_COMPARED_GROUPS",
     "MESSAGES",
     "PROTOCOL",
@@ -45,10 +50,14 @@ __all__ = [
     "CommitRefused",
     "Compare",
     "Compared",
+    "EndMeasure",
     "Inspect",
     "Inspected",
     "Load",
     "Loaded",
+    "MeasureEnded",
+    "MeasurePath",
+    "PathOpened",
     "Ping",
     "Pong",
     "Prepare",
@@ -57,6 +66,8 @@ __all__ = [
 ]
 
 PROTOCOL: Final = 1
+# The code of a refusal by the destination's rules: it tells the source nothing of itself, not even in an Inspected.
+DENIED: Final = "denied"
 # Groups in one Compare: 1 GiB of RAM, whose answer has 2 MiB of hashes at most.
 MAX_COMPARED_GROUPS: Final = 1024
 
@@ -85,6 +96,45 @@ class Inspected:
     readings: tuple[Reading, ...]
     ownership_error: str | None
     reserved_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasurePath:
+    """Ask for a place to send noise to, over as many data connections as pages would take.
+
+    `secret` (32 bytes) keys them. With `connections` 0 only the port is asked for. The destination bounds what it
+    takes and for how long (`transport.limits`), and takes part in one measurement at a time: else `busy`.
+    """
+
+    protocol: int
+    secret: bytes
+    connections: int
+    window_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathOpened:
+    """`data_port` as in Prepared. Its connections say hello for `data_session`; `limit_bytes` of records are taken.
+
+    The measurement ends with EndMeasure, with the control connection, or by itself.
+    """
+
+    data_port: int
+    data_session: bytes
+    connections: int
+    limit_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndMeasure:
+    """No more noise comes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasureEnded:
+    """`received_bytes` of records came, and nothing of them is left."""
+
+    received_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,6 +262,10 @@ class Aborted:
 MESSAGES: Final = (
     Inspect,
     Inspected,
+    MeasurePath,
+    PathOpened,
+    EndMeasure,
+    MeasureEnded,
     Prepare,
     Prepared,
     Compare,

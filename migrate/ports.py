@@ -80,11 +80,20 @@ class DirtyTracker(Protocol):
 DeviceStateSink = Callable[[bytes], None]
 
 
-class RunningGuest(Protocol):
-    """A guest at the source. One migration at a time holds it."""
+class SeenGuest(Protocol):
+    """A guest at the source as a preflight needs it; it may be one that cannot be moved, and says why."""
 
     @property
     def facts(self) -> GuestFacts: ...
+
+    async def release(self) -> None:
+        """Let go of it. May be called twice."""
+        ...
+
+
+class RunningGuest(SeenGuest, Protocol):
+    """A guest at the source. One migration at a time holds it."""
+
     @property
     def ram(self) -> GuestRam: ...
     @property
@@ -183,6 +192,10 @@ class Hypervisor(Protocol):
 
     async def open_guest(self, guest_id: str) -> RunningGuest:
         """Raises GuestUnknown, GuestRefused."""
+        ...
+
+    async def inspect_guest(self, guest_id: str) -> SeenGuest:
+        """As `open_guest`, for a preflight alone: one that cannot be moved has `blockers`. Raises GuestUnknown."""
         ...
 
     async def prepare_incoming(self, facts: GuestFacts) -> IncomingGuest:

@@ -76,3 +76,19 @@ MAX_SESSIONS_PER_OWNER: Final = 64
 # every list of jobs, which must fit into one message.
 MAX_GUEST_NAME_CHARS: Final = 255
 MAX_REFUSAL_TEXT_BYTES: Final = 2048  # a refusal before the schema is spoken: one sentence
+
+# --- measuring a path ---------------------------------------------------------------------------------------
+
+# A measurement of the data path ends after a second or a GiB, whichever comes first. A second is 50 round trips of
+# 20 ms: TCP has opened its window long before. A GiB is what 8.6 Gbit/s carry in a second: a link of 100 Gbit/s is
+# taken for 0.1 s at most.
+MEASURE_S: Final = 1.0
+MEASURE_BYTES: Final = 1 << 30
+# What a destination lends a source for it, all at once: 16 connections hold 34 MiB of buffers (two records each), and
+# more than 16 carry no more.
+MEASURE_CONNECTIONS: Final = 16
+# Measurements that a destination takes part in at once: two would halve each other's figure, and the link's owners have
+# agreed to one.
+MEASURES_AT_ONCE: Final = 1
+# The destination ends it after so long, whatever the source does: the second itself, and a slow handshake before.
+MEASURE_ENDS_S: Final = MEASURE_S + HANDSHAKE_TIMEOUT_S

@@ -16,7 +16,7 @@ import anyio
 import anyio.to_thread
 
 from transport import limits
-from transport.errors import LocalMisuse, PeerGone
+from transport.errors import LocalMisuse, PeerGone, PeerMisbehaved
 from transport.frames import HEADER_BYTES, TAG_BYTES, Header, Kind, pack_header, parse_header
 from transport.ledger import ReceiveLedger
 from transport.seal import Keys, Opener, Sealer
@@ -41,11 +41,16 @@ class ReceiveBundle:
         consumer: Consumer,
         window_bytes: int = limits.WINDOW_BYTES,
         max_payload_bytes: int = limits.MAX_PAYLOAD_BYTES,
+        max_connections: int = limits.MAX_CONNECTIONS,
+        limit_bytes: int | None = None,
     ) -> None:
+        """`limit_bytes` of records, repeats included, are taken at most: more end the bundle."""
         if not 0 < max_payload_bytes <= limits.MAX_PAYLOAD_BYTES:
             raise LocalMisuse(f"a payload has 1 to {limits.MAX_PAYLOAD_BYTES} bytes, not {max_payload_bytes}")
         self._consumer = consumer
         self._max_payload_bytes = max_payload_bytes
+        self._max_connections = max_connections
+        self._limit_bytes = limit_bytes
         self._opener = Opener(keys, Kind.DATA)
         self._sealer = Sealer(keys, Kind.ACK)
         self._ledger = ReceiveLedger(window_bytes)
@@ -131,7 +136,7 @@ class ReceiveBundle:
 
     def _enter(self, sock: socket.socket) -> bool:
         with self._changed:
-            if self._is_closed or len(self._sockets) >= limits.MAX_CONNECTIONS:
+            if self._is_closed or len(self._sockets) >= self._max_connections:
                 return False
             self._sockets.add(sock)
             return True
@@ -156,6 +161,12 @@ class ReceiveBundle:
             if self._is_closed:
                 return False
             self._received_bytes += wire_bytes
+            if self._limit_bytes is not None and self._received_bytes > self._limit_bytes:
+                self._failure = self._failure or PeerMisbehaved(
+                    f"the peer sent {self._received_bytes} bytes where {self._limit_bytes} were agreed on"
+                )
+                self.close()
+                return False
             is_first = self._ledger.claim(seq)
             if not is_first:
                 self._duplicates += 1

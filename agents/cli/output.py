@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from enum import Enum, IntEnum
 from pathlib import PurePath
+from types import MappingProxyType
 from typing import Final, TextIO, TypeVar
 
 import click
@@ -83,10 +84,17 @@ def to_json(value: object) -> object:
     raise TypeError(f"{type(value).__name__} has no JSON here")
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, empty: str) -> None:
+def print_table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    empty: str,
+    styles: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Print rows under their headings, or the sentence `empty` on stderr when there are none.
 
-    A column whose heading begins with `>` is aligned to the right: numbers.
+    A column whose heading begins with `>` is aligned to the right: numbers. `styles` are rich's, for cells that are
+    exactly such a word.
     """
     if not rows:
         click.echo(empty, err=True)
@@ -103,7 +111,8 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, emp
             Text(column.removeprefix(">")), justify="right" if is_number else "left", overflow="fold"
         )
     for row in rows:
-        table.add_row(*(Text(escaped(str(cell))) for cell in row))
+        cells = [escaped(str(cell)) for cell in row]
+        table.add_row(*(Text(cell, style=styles.get(cell, "")) for cell in cells))
     width = None if sys.stdout.isatty() else _PIPE_COLUMNS
     Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False).print(table)
 

@@ -41,6 +41,7 @@ from agents.host.parts import HostParts
 from agents.host.recovery import Recovery
 from agents.httpd import Page, serve_pages
 from agents.hypervisors.embedded.driver import EmbeddedHypervisor
+from agents.hypervisors.inhabitants import Inhabited
 from agents.hypervisors.qemu.allowed import qemu_host
 from agents.hypervisors.qemu.driver import QemuHypervisor
 from agents.logs import get_logger, log_event
@@ -48,8 +49,11 @@ from agents.metrics import CONTENT_TYPE, AgentMetrics
 from agents.ownership.etcd import EtcdRecords
 from agents.secrecy import leave_no_core
 from agents.storage import SharedDirs
+from agents.survey.capacity import CapacitySurveyor
 from agents.survey.host import HostSurveyor
+from agents.survey.security import SecuritySurveyor
 from agents.version import VERSION
+from migrate.facts import CertificateFacts, MoveSlots
 from migrate.ports import Hypervisor
 from transport.dial import peer_serial, serve
 from transport.errors import TransportError
@@ -74,17 +78,20 @@ class HostAgent:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         hypervisors: dict[str, Hypervisor] = {}
+        inhabited: list[Inhabited] = []
         if settings.embedded is not None:
-            hypervisors["embedded"] = EmbeddedHypervisor(
+            embedded = EmbeddedHypervisor(
                 settings.embedded.dir,
                 settings.agent.name,
                 memory_limit_bytes=settings.embedded.memory_limit_bytes,
                 disk_dirs=settings.shared_dirs,
             )
+            hypervisors[embedded.name] = embedded
+            inhabited.append(embedded)
         if settings.qemu is not None:
-            hypervisors["qemu"] = QemuHypervisor(
-                qemu_host(settings.qemu, settings.shared_dirs), settings.agent.name
-            )
+            qemu = QemuHypervisor(qemu_host(settings.qemu, settings.shared_dirs), settings.agent.name)
+            hypervisors[qemu.name] = qemu
+            inhabited.append(qemu)
         self._jobs = JobTable()
         self._metrics = AgentMetrics(settings.agent.name, VERSION)
         self._storage = SharedDirs(
@@ -94,7 +101,10 @@ class HostAgent:
             settings=settings,
             hypervisors=hypervisors,
             storage=self._storage,
-            survey=HostSurveyor(),
+            survey=HostSurveyor(
+                capacity=CapacitySurveyor(settings.limits, inhabited, self._moves_besides),
+                security=SecuritySurveyor(inhabited, self._certificates),
+            ),
             jobs=self._jobs,
             metrics=self._metrics,
         )
@@ -275,6 +285,12 @@ class HostAgent:
             due_s = anyio.current_time() + pause_s
             await anyio.sleep(pause_s)
             self._metrics.loop_was_late(max(anyio.current_time() - due_s, 0.0))
+
+    def _moves_besides(self, guest_id: str) -> MoveSlots:
+        return self._jobs.slots_besides(guest_id, self._settings.limits, is_draining=self._is_draining)
+
+    def _certificates(self) -> CertificateFacts | None:
+        return self._credentials.ends if self._credentials is not None else None
 
     def _view(self) -> HostView:
         limits = self._settings.limits

@@ -221,8 +221,19 @@ class ControlService:
             case ListGuests():
                 guests = await self._outgoing.guests()
                 return GuestList(host=self._host_view().name, guests=self._gate.guests_for(peer, guests))
-            case Check(guest=guest, to=to):
-                return await self._outgoing.check(guest, to)
+            case Check(guest=guest, to=to, measures=measures):
+                return await self._outgoing.check(
+                    guest,
+                    to,
+                    lambda facts: self._gate.permission_to_move(
+                        peer,
+                        GuestNames(name=facts.name, guest_id=facts.guest_id),
+                        what=guest,
+                        source=self._host_view().name,
+                        to=to,
+                    ),
+                    measures=measures,
+                )
             case Move():
                 job = await self._outgoing.start(request)
                 return JobStarted(job=job.job_id)

@@ -26,6 +26,8 @@ from agents.errors import PkiRefused
 from agents.logs import get_logger, log_event
 from agents.metrics import AgentMetrics
 from agents.revocation import read_list
+from migrate.facts import CertificateFacts
+from migrate.preflight.security import WARN_LEFT_S
 from transport.errors import LocalMisuse
 from transport.tls import Role, client_context, server_context
 
@@ -35,8 +37,6 @@ _log = get_logger(__name__)
 
 # Four stat calls; a fleet that takes a certificate back waits no longer for it than for the copying of the list.
 LOOK_EVERY_S: Final = 2.0
-# Who issues certificates by hand needs a week, and has another one then.
-WARN_DAYS: Final = 14
 WARN_EVERY_S: Final = 86400.0
 _DAY_S: Final = 86400.0
 
@@ -81,6 +81,14 @@ class Credentials:
     def revoked(self) -> frozenset[str]:
         """Serial numbers, in hexadecimal, of certificates that are accepted no more."""
         return self._loaded.revoked
+
+    @property
+    def ends(self) -> CertificateFacts:
+        """When what this agent proves itself with, and judges others by, ends."""
+        ends = {which: end.timestamp() for which, (_, end) in self._loaded.ends.items()}
+        return CertificateFacts(
+            own_ends_at_s=ends["own"], ca_ends_at_s=ends["ca"], crl_ends_at_s=ends.get("crl")
+        )
 
     def ask_to_look(self) -> None:
         """Read the files again now, whether they look changed or not."""
@@ -158,7 +166,7 @@ class Credentials:
         self._warned_at_s = time.time()
         for path, ends in self._loaded.ends.values():
             left_s = ends.timestamp() - self._warned_at_s
-            if left_s < WARN_DAYS * _DAY_S:
+            if left_s < WARN_LEFT_S:
                 log_event(
                     _log,
                     logging.WARNING,

@@ -12,7 +12,8 @@ from agents.api import JobView
 from agents.authorization import RIGHT_FOR, AccessPolicy, Action, GuestNames, Right
 from agents.host.audittrail import AuditTrail
 from migrate.errors import SetupRefused
-from migrate.facts import GuestFacts
+from migrate.facts import GuestFacts, Permission
+from migrate.messages import DENIED
 from transport.errors import PeerRefused
 from transport.tls import Identity, Role
 
@@ -52,10 +53,17 @@ class Gate:
             self._trail.decided(verdict, peer, address, action, guest=guest, source=source, to=to, job=job)
         if not verdict.is_allowed:
             raise (
-                PeerRefused("refused", verdict.reason)
+                PeerRefused(DENIED, verdict.reason)
                 if peer.role is Role.AGENT
                 else SetupRefused(verdict.reason)
             )
+
+    def permission_to_move(
+        self, peer: Identity, guest: GuestNames, *, what: str, source: str, to: str
+    ) -> Permission:
+        """Tell whether an operator might move a guest that is only looked at. No line: nothing was asked for."""
+        verdict = self._policy.decide(peer, Action.MOVE, what=what, guest=guest, source=source, to=to)
+        return Permission(who=str(peer), is_allowed=verdict.is_allowed, reason=verdict.reason)
 
     def guests_for(self, peer: Identity, guests: Iterable[GuestFacts]) -> tuple[GuestFacts, ...]:
         """Give those of the guests that the peer may see."""

@@ -19,12 +19,13 @@ from agents.host.footprint import migration_ended
 from agents.host.gate import Gate
 from agents.host.jobs import Job
 from agents.host.journals import LazyJournal
+from agents.host.measurements import Measurements
 from agents.host.parts import HostParts
 from agents.logs import get_logger, log_event
 from memory.codec import MAX_PAYLOAD_BYTES
 from migrate.destination import DestinationPorts, IncomingMigration
 from migrate.errors import JournalFailed
-from migrate.messages import Inspect, Prepare, Running
+from migrate.messages import EndMeasure, Inspect, MeasurePath, Prepare, Running
 from migrate.phases import TERMINAL, Phase
 from migrate.ports import Hypervisor, PayloadConsumer, PayloadReceiver
 from transport import limits as wire_limits
@@ -92,6 +93,7 @@ class Incoming:
         self._server = server
         self._data = data
         self._tasks = tasks
+        self._measurements = Measurements(host.settings.agent.name, data, tasks)
         self._sessions: dict[bytes, _Session] = {}
         # Sessions whose channel has ended before a call came: whose, and when.
         self._uncalled: dict[bytes, tuple[str, float]] = {}
@@ -115,6 +117,7 @@ class Incoming:
         try:
             await self._server.serve(channel, handle, attach=attach, owner=peer)
         finally:
+            await self._measurements.end(session_id, peer)
             # Also when the peer misbehaved or was cut: the server remembers only so many sessions.
             session = self._sessions.get(session_id)
             if session is None:
@@ -142,6 +145,7 @@ class Incoming:
 
     async def abandon_all(self, because: str, *, of: str | None = None) -> None:
         """Give up every migration that has not been committed; with `of` only those of that agent."""
+        await self._measurements.end_all(of=of)
         for session in list(self._sessions.values()):
             if of in (None, session.peer):
                 await session.migration.abandon(because)
@@ -162,8 +166,26 @@ class Incoming:
                 to=self._host.settings.agent.name,
                 only_looks=isinstance(request, Inspect),
             )
+        elif isinstance(request, MeasurePath):
+            # About no guest: whoever may send any may measure.
+            self._gate.pass_or_refuse(
+                Identity(role=Role.AGENT, name=peer),
+                address,
+                Action.SEND_GUESTS,
+                source=peer,
+                to=self._host.settings.agent.name,
+                only_looks=True,
+            )
 
     async def _handle(self, session_id: bytes, request: object, peer: str) -> object:
+        if isinstance(request, MeasurePath):
+            if self.is_draining:
+                raise PeerRefused(
+                    "draining", f"{self._host.settings.agent.name} is being shut down and measures nothing"
+                )
+            return await self._measurements.begin(session_id, request, peer)
+        if isinstance(request, EndMeasure):
+            return await self._measurements.end(session_id, peer)
         hypervisor = self._hypervisor_for(request)
         session = self._sessions.get(session_id)
         if session is None:

@@ -14,10 +14,12 @@ from typing import Final
 import anyio
 
 from agents.api import JobView
+from agents.config import LimitSettings
 from agents.logs import get_logger, log_event
 from agents.metrics import AgentMetrics, Direction
 from migrate.controls import Controls
 from migrate.errors import SetupRefused
+from migrate.facts import MoveSlots
 from migrate.phases import TERMINAL, Phase
 from migrate.stats import PageCounts, Progress, Report, RoundStats
 
@@ -226,6 +228,21 @@ class JobTable:
     def running(self, *, is_outgoing: bool) -> list[Job]:
         """Give the jobs of one direction that a procedure works on."""
         return [job for job in self if job.is_outgoing is is_outgoing and not job.has_ended]
+
+    def slots_besides(self, guest_id: str, limits: LimitSettings, *, is_draining: bool) -> MoveSlots:
+        """Give what is under way besides migrations of a guest, and whether those are under way themselves."""
+        incoming, outgoing = self.running(is_outgoing=False), self.running(is_outgoing=True)
+        others_coming = [job for job in incoming if job.guest_id != guest_id]
+        others_leaving = [job for job in outgoing if job.guest_id != guest_id]
+        return MoveSlots(
+            incoming=len(others_coming),
+            incoming_limit=limits.incoming,
+            outgoing=len(others_leaving),
+            outgoing_limit=limits.outgoing,
+            is_draining=is_draining,
+            is_coming=len(others_coming) < len(incoming),
+            is_leaving=len(others_leaving) < len(outgoing),
+        )
 
     def in_doubt(self) -> list[Job]:
         """Give the jobs that no procedure works on and whose guest nobody is sure of."""

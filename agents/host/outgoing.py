@@ -25,8 +25,10 @@ from agents.host.jobs import Job
 from agents.host.journals import LazyJournal
 from agents.host.orders import Order
 from agents.host.parts import HostParts
+from agents.host.path import PathMeter
 from agents.logs import get_logger, log_event
 from agents.sections import Endpoint
+from agents.survey.security import PermittedSurvey
 from memory.codec import MAX_PAYLOAD_BYTES
 from migrate.controls import Controls
 from migrate.cpubaseline import HostCpus
@@ -38,8 +40,8 @@ from migrate.errors import (
     MigrationError,
     SetupRefused,
 )
-from migrate.facts import GuestFacts
-from migrate.inspection import dry_run
+from migrate.facts import GuestFacts, PathFacts, Permission
+from migrate.inspection import Asker, dry_run
 from migrate.messages import MESSAGES, Prepared
 from migrate.phases import Phase, can_cancel
 from migrate.plan import Policy
@@ -64,6 +66,8 @@ MIGRATION_SCHEMA: Final = Schema(*MESSAGES)
 DIAL_TIMEOUT_S: Final = 10.0
 FIRST_REDIAL_S: Final = 0.05
 SLOWEST_REDIAL_S: Final = 2.0
+# A move that a restart has cut off goes on without its operator.
+WHO_ASKED: Final = "who asked for this move"
 
 
 class UnknownHost(SetupRefused):
@@ -99,6 +103,12 @@ class Outgoing:
         self._tasks = tasks
         # By host: the serial number of the certificate that it had when it was called last.
         self._serials: dict[str, str] = {}
+        limits = host.settings.limits
+        self._meter = PathMeter(
+            connections=limits.connections,
+            window_bytes=limits.window_bytes,
+            bandwidth_bytes_per_s=limits.bandwidth_bytes_per_s,
+        )
         self.is_draining = False
 
     async def guests(self) -> list[GuestFacts]:
@@ -116,24 +126,41 @@ class Outgoing:
             for one in facts
         )
 
-    async def check(self, guest: str, to: str) -> CheckReport:
-        """Run the preflight of a move that is not made."""
+    async def check(
+        self,
+        guest: str,
+        to: str,
+        permission_for: Callable[[GuestFacts], Permission],
+        *,
+        measures: bool = True,
+    ) -> CheckReport:
+        """Run the preflight of a move that is not made; with `measures` it takes a second more.
+
+        `permission_for` tells whether who asks might make it.
+        """
         facts = await self._find(guest)
-        session = self._session(self._peer(to), uuid.uuid4().bytes, outage_s=0.0)
+        peer = self._peer(to)
+        session = self._session(peer, uuid.uuid4().bytes, outage_s=0.0)
+
+        async def look_at_path(asker: Asker) -> PathFacts:
+            return await self._meter.look(asker, peer.address.host, measures=measures)
+
         try:
-            report = await dry_run(
+            report, path = await dry_run(
                 facts.guest_id,
                 self._host.hypervisors[facts.hypervisor],
                 session,
                 self._host.storage,
-                self._host.survey,
+                PermittedSurvey(self._host.survey, permission_for(facts)),
                 source_host=self._host.settings.agent.name,
                 timeout_s=self._host.settings.limits.outage_s,
+                time_limit_s=self._host.settings.defaults.timeout_s,
+                look_at_path=look_at_path,
             )
         finally:
             with anyio.CancelScope(shield=True):
                 await session.aclose()
-        return CheckReport(guest=facts.name, to=to, findings=report.findings)
+        return CheckReport(guest=facts.name, to=to, findings=report.findings, path=path)
 
     async def start(self, move: Move) -> Job:
         """Begin a move; it runs on in the agent.
@@ -230,7 +257,8 @@ class Outgoing:
                 hypervisor=self._host.hypervisors[facts.hypervisor],
                 caller=session,
                 storage=self._host.storage,
-                host_survey=self._host.survey,
+                # It would not have begun otherwise.
+                host_survey=PermittedSurvey(self._host.survey, Permission(who=WHO_ASKED, is_allowed=True)),
                 journal=journal,
                 observer=job,
                 open_sender=open_sender,

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from migrate.facts.capacity import CapacityFacts
 from migrate.facts.cpu import CpuFacts, HostCpuFacts
+from migrate.facts.hardware import HostHardware
+from migrate.facts.security import SecurityFacts
 
 __all__ = ["HostFacts", "Objection", "Survey"]
 
@@ -22,6 +25,7 @@ class HostFacts:
     machines: tuple[str, ...]
     free_memory_bytes: int
     guest_ids: tuple[str, ...]
+    hardware: HostHardware = field(default_factory=HostHardware)
     cpu_host: HostCpuFacts = field(default_factory=HostCpuFacts)
 
 
@@ -38,7 +42,9 @@ class Objection:
 class Survey:
     """What an agent sees of its own host, whatever the hypervisor. Both ends make one, at nearly the same moment.
 
-    `at_s` is the host's wall clock, in Unix time.
+    `at_s` is the host's wall clock, in Unix time. What is None was not looked at.
     """
 
     at_s: float
+    capacity: CapacityFacts | None = None
+    security: SecurityFacts | None = None

@@ -86,7 +86,13 @@ TSC_TOLERANCE_PPM: Final = 250
 
 def judge(inspection: Inspection) -> Iterator[Finding]:
     """Judge the model and every feature of it."""
-    fit, name, there = CpuFit.of(inspection), inspection.guest.name, inspection.host.name
+    guest, host = inspection.guest, inspection.host
+    if guest.hypervisor != host.hypervisor:
+        # The hypervisor is refused; what CPUs another one has is no answer.
+        for check in CHECKS:
+            yield check.unknown(f"{host.name} has no {guest.hypervisor} to ask", "")
+        return
+    fit, name, there = CpuFit.of(inspection), guest.name, host.name
     advice = _advice(fit, inspection.source_host, there)
     if fit.model is not None:
         yield CPU_MODEL.ok(f"{there} gives the model {fit.guest.model}")

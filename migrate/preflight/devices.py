@@ -1,4 +1,4 @@
-"""The guest's devices: what about them lets nobody move it, and what the destination's driver has against them.
+"""The guest's devices: what lets nobody move it, what ties each to its host, and what the destination has against them.
 
 The objections are made by the destination's driver, which knows what its host allows and has; here they get the words
 of their checks. An objection whose check is not known here is refused like any other.
@@ -9,16 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from migrate.preflight.evidence import Inspection
+from migrate.facts import GuestFacts
+from migrate.preflight import hardware
+from migrate.preflight.evidence import Denied, Inspection
 from migrate.preflight.report import Check, Finding
 
-__all__ = ["CHECKS", "GUEST_BLOCKED", "OBJECTIONS", "judge"]
+__all__ = ["CHECKS", "GUEST_BLOCKED", "OBJECTIONS", "judge", "judge_denied"]
 
 GUEST_BLOCKED: Final = Check(
     check_id="guest-blocked",
-    asked="Is there a device or a job that ties the guest to its host?",
-    why="What a piece of real hardware, another process or a running job holds of the guest cannot be copied",
-    remedy="Take that device or job away from the guest first",
+    asked="Is there anything about the guest that lets nobody move it as it is?",
+    why="What its hypervisor blocks, a running job or an argument that no description of a machine has a place for "
+    "cannot be made again at the destination",
+    remedy="Take it away from the guest first, or start the guest without it",
 )
 GUEST_SPEC: Final = Check(
     check_id="guest-spec",
@@ -88,16 +91,14 @@ OBJECTIONS: Final = {
         MEMORY_DIR,
     )
 }
-CHECKS: Final = (GUEST_BLOCKED, *OBJECTIONS.values())
+CHECKS: Final = (GUEST_BLOCKED, *hardware.CHECKS, *OBJECTIONS.values())
 
 
 def judge(inspection: Inspection) -> Iterator[Finding]:
     """Judge what blocks the guest, and pass on what the destination's driver has against it."""
     guest, host = inspection.guest, inspection.host
-    for blocker in guest.blockers:
-        yield GUEST_BLOCKED.refused(f"{guest.name} cannot be moved as it is: {blocker}")
-    if not guest.blockers:
-        yield GUEST_BLOCKED.ok(f"nothing ties {guest.name} to {inspection.source_host}")
+    yield from _blocked(guest, inspection.source_host)
+    yield from hardware.judge(inspection)
     for objection in inspection.objections:
         check = OBJECTIONS.get(objection.check, GUEST_SPEC)
         yield check.refused(f"{host.name}: {objection.found}", objection.remedy or None)
@@ -105,5 +106,28 @@ def judge(inspection: Inspection) -> Iterator[Finding]:
         return
     objected = {objection.check for objection in inspection.objections}
     for check_id, check in OBJECTIONS.items():
-        if check_id not in objected:
+        if check_id in objected:
+            continue
+        if not guest.is_described:
+            yield check.unknown(
+                f"{guest.name} has no description of its machine that {host.name} could judge",
+                f"`{GUEST_BLOCKED.check_id}` says what stands against one",
+            )
+        else:
             yield check.ok(f"{host.name} has nothing against it")
+
+
+def judge_denied(denied: Denied) -> Iterator[Finding]:
+    """Judge what blocks the guest."""
+    yield from _blocked(denied.guest, denied.source_host)
+
+
+def _blocked(guest: GuestFacts, source_host: str) -> Iterator[Finding]:
+    for blocker in guest.blockers:
+        yield GUEST_BLOCKED.refused(f"{guest.name} cannot be moved as it is: {blocker}")
+    if guest.blockers:
+        return
+    if guest.is_described:
+        yield GUEST_BLOCKED.ok(f"nothing ties {guest.name} to {source_host}")
+    else:
+        yield GUEST_BLOCKED.refused(f"{guest.name} cannot be moved: no description of its machine was made")

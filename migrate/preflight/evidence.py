@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from migrate.facts import GuestFacts, HostFacts, Objection, Survey
+from migrate.facts import GuestFacts, HostFacts, Objection, PathFacts, Survey
 
-__all__ = ["MAX_NAMED", "RECORDS", "Inspection", "Probe", "Reading", "named"]
+__all__ = ["MAX_NAMED", "RECORDS", "Denied", "Inspection", "Probe", "Reading", "named"]
 
 # The "disk" of a probe that was put where the ownership records are, when that is beside no disk.
 RECORDS: Final = "ownership records"
@@ -43,7 +43,8 @@ class Inspection:
     the destination saw of its own; `answer_s` is how long the answer took.
     `nonces` are what the source wrote for each disk, `readings` what the destination read there.
     `ownership_error` says why the destination could not keep an ownership record, if it could not. `objections` are
-    the destination's driver's. `reserved_bytes` of the guest's RAM are at the destination already.
+    the destination's driver's. `reserved_bytes` of the guest's RAM are at the destination already. `path` is what the
+    source found of the way there, None where it did not look; `time_limit_s` what the move may take, 0 for any time.
     """
 
     guest: GuestFacts
@@ -57,6 +58,18 @@ class Inspection:
     ownership_error: str | None
     objections: tuple[Objection, ...] = ()
     reserved_bytes: int = 0
+    path: PathFacts | None = None
+    time_limit_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Denied:
+    """What is left to judge where the destination's rules did not let the source ask: `reason` is its sentence."""
+
+    guest: GuestFacts
+    source_host: str
+    here: Survey
+    reason: str
 
 
 def named(words: tuple[str, ...] | list[str], none: str = "none") -> str:

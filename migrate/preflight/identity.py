@@ -8,7 +8,7 @@ from typing import Final
 from migrate.preflight.evidence import Inspection
 from migrate.preflight.report import Check, Finding
 
-__all__ = ["CHECKS", "IDENTITY", "NAMES", "judge"]
+__all__ = ["CHECKS", "IDENTITY", "NAME", "NAMES", "judge"]
 
 NAMES: Final = Check(
     check_id="names",
@@ -22,7 +22,13 @@ IDENTITY: Final = Check(
     why="Two machines of one identity would be two copies of one guest",
     remedy="End that guest there, or find out why there are two",
 )
-CHECKS: Final = (NAMES, IDENTITY)
+NAME: Final = Check(
+    check_id="name",
+    asked="Is the guest's name free at the destination?",
+    why="Names are for people: a command that gives the name of two guests is answered with a question",
+    remedy="Rename one of them when it can be shut down, and give identities in commands until then",
+)
+CHECKS: Final = (NAMES, IDENTITY, NAME)
 
 
 def judge(inspection: Inspection) -> Iterator[Finding]:
@@ -38,3 +44,7 @@ def judge(inspection: Inspection) -> Iterator[Finding]:
         yield IDENTITY.refused(f"{host.name} already has a guest with the identity {guest.guest_id}")
     else:
         yield IDENTITY.ok(f"{host.name} has no guest of this identity")
+    if guest.name in host.hardware.guest_names:
+        yield NAME.warning(f"{host.name} has another guest that is named {guest.name}")
+    else:
+        yield NAME.ok(f"{host.name} has no other guest named {guest.name}")

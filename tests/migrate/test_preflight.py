@@ -2,11 +2,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from migrate.facts import CpuFacts, HostFacts, Objection, Survey
+from migrate.facts import CpuFacts, HostFacts, HostHardware, Objection, PathFacts, Survey
 from migrate.preflight import AREAS, RECORDS, Inspection, Reading, Severity, examine
 from migrate.preflight.capacity import OVERHEAD_BYTES
 from migrate.preflight.machine import MAX_DRIFT_S, WARN_DRIFT_S
-from tests.migrate.world import CPU, DISK, FACTS
+from tests.migrate.world import CAPACITY, CPU, DISK, FACTS, security
 
 NOW_S = 1.8e9
 HOST = HostFacts(
@@ -16,17 +16,30 @@ HOST = HostFacts(
     machines=("fake-0", "fake-1"),
     free_memory_bytes=1 << 30,
     guest_ids=(),
+    hardware=HostHardware(version="1.0", device_types=("fake-disk",), memory_nodes=(0,)),
 )
+HERE = Survey(at_s=NOW_S, capacity=CAPACITY, security=security(NOW_S))
 GOOD = Inspection(
     guest=FACTS,
     source_host="host-a",
     host=HOST,
-    here=Survey(at_s=NOW_S),
-    there=Survey(at_s=NOW_S + 0.01),
+    here=HERE,
+    there=replace(HERE, at_s=NOW_S + 0.01),
     answer_s=0.02,
     nonces={DISK.name: b"nonce"},
     readings=(Reading(disk=DISK.name, content=b"nonce", error=None),),
     ownership_error=None,
+    path=PathFacts(
+        data_port=7701,
+        rtt_s=0.0001,
+        ping_s=0.0005,
+        mtu_bytes=1500,
+        mss_bytes=1448,
+        goodput_bytes_per_s=1e9,
+        measured_s=1.0,
+        measured_bytes=10**9,
+        connections=2,
+    ),
 )
 
 
@@ -52,7 +65,7 @@ def test_each_problem_is_refused_alone() -> None:
         ),
         # Of a driver that is newer than this one.
         "guest-spec": replace(GOOD, objections=(Objection(check="unheard-of", found="no", remedy=""),)),
-        "clock": replace(GOOD, there=Survey(at_s=NOW_S - 11)),
+        "clock": replace(GOOD, there=replace(HERE, at_s=NOW_S - 11)),
         "cpu-model": replace(GOOD, host=replace(HOST, cpus=(CpuFacts(model="Nehalem", features=()),))),
         "cpu-features": replace(
             GOOD, host=replace(HOST, cpus=(CpuFacts(model="Haswell", features=("sse2",)),))
@@ -116,7 +129,7 @@ def test_models_that_would_fit_are_named() -> None:
 
 
 def clock(ahead_s: float, answer_s: float) -> Severity:
-    inspection = replace(GOOD, there=Survey(at_s=NOW_S + ahead_s), answer_s=answer_s)
+    inspection = replace(GOOD, there=replace(HERE, at_s=NOW_S + ahead_s), answer_s=answer_s)
     return next(f.severity for f in examine(inspection).findings if f.check == "clock")
 
 

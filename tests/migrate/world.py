@@ -24,7 +24,26 @@ from memory.runs import Runs, empty_runs, expand, runs_of_mask
 from migrate.controls import Controls
 from migrate.destination import DestinationPorts, IncomingMigration
 from migrate.errors import GuestRefused, GuestUnknown, JournalFailed, StorageFailed
-from migrate.facts import BlockFacts, CpuFacts, DiskFacts, GuestFacts, HostFacts, Objection, Survey
+from migrate.facts import (
+    BlockFacts,
+    CapacityFacts,
+    CertificateFacts,
+    Confinement,
+    CpuFacts,
+    DeviceFacts,
+    DeviceKind,
+    DiskFacts,
+    GuestDemand,
+    GuestFacts,
+    GuestHardware,
+    HostFacts,
+    HostHardware,
+    MoveSlots,
+    Objection,
+    Permission,
+    SecurityFacts,
+    Survey,
+)
 from migrate.messages import MESSAGES, Prepare, Prepared, Running
 from migrate.ownership import Ownership
 from migrate.phases import Phase
@@ -58,7 +77,49 @@ FACTS = GuestFacts(
     cpu=CPU,
     disks=(DISK,),
     spec=b"spec",
+    demand=GuestDemand(vcpus=2),
+    confinement=Confinement(),
+    hardware=GuestHardware(
+        version="1.0", devices=(DeviceFacts(name="disk0", type="fake-disk", kind=DeviceKind.EMULATED.value),)
+    ),
 )
+CAPACITY = CapacityFacts(
+    physical_bytes=4 << 30,
+    swap_bytes=0,
+    swap_free_bytes=0,
+    online_cpus=4,
+    load_5min=0.5,
+    memory_pressure=0.0,
+    cpu_pressure=1.0,
+    promised_bytes=1 << 30,
+    promised_vcpus=2,
+    memory_overcommit=1.0,
+    cpu_overcommit=16.0,
+    moves=MoveSlots(
+        incoming=0,
+        incoming_limit=4,
+        outgoing=0,
+        outgoing_limit=4,
+        is_draining=False,
+        is_coming=False,
+        is_leaving=False,
+    ),
+)
+YEAR_S = 365 * 86400.0
+
+
+def security(now_s: float) -> SecurityFacts:
+    """A host without SELinux and AppArmor, whose certificates have a year to go."""
+    return SecurityFacts(
+        selinux=None,
+        apparmor=None,
+        certificates=CertificateFacts(
+            own_ends_at_s=now_s + YEAR_S, ca_ends_at_s=now_s + 2 * YEAR_S, crl_ends_at_s=None
+        ),
+        permission=Permission(who="operator/tester", is_allowed=True),
+    )
+
+
 DIRECTORY = "/shared/.vmferry"
 
 
@@ -229,6 +290,7 @@ class FakeHypervisor:
             machines=("fake-1",),
             free_memory_bytes=self.free_memory_bytes,
             guest_ids=running,
+            hardware=HostHardware(version="1.0", device_types=("fake-disk",), memory_nodes=(0,)),
         )
 
     async def objections(self, facts: GuestFacts) -> tuple[Objection, ...]:
@@ -238,6 +300,9 @@ class FakeHypervisor:
         if guest_id not in self.by_id:
             raise GuestUnknown(f"no guest {guest_id} on {self.host}")
         return self.by_id[guest_id]
+
+    async def inspect_guest(self, guest_id: str) -> FakeGuest:
+        return await self.open_guest(guest_id)
 
     async def guests(self) -> list[GuestFacts]:
         return [guest.facts for guest in self.by_id.values()]
@@ -333,7 +398,8 @@ class FakeSurvey:
     ahead_s: float = 0.0
 
     async def survey(self, guest: GuestFacts) -> Survey:
-        return Survey(at_s=anyio.current_time() + self.ahead_s)
+        at_s = anyio.current_time() + self.ahead_s
+        return Survey(at_s=at_s, capacity=CAPACITY, security=security(at_s))
 
 
 @dataclass

@@ -36,7 +36,7 @@ from transport.errors import TransportError
 __all__ = ["Kind", "Stage", "Tally", "stage"]
 
 # How long a guest may take to run again somewhere, and its other copy to be gone, when all faults are over.
-SETTLES_WITHIN_S: Final = 30.0
+SETTLES_WITHIN_S: Final = 120.0
 LOOK_EVERY_S: Final = 0.02
 LIMITS: Final = 'outage = "6s"\ndead_peer = "1s"\nconnections = 2\nwindow = "{window}"'
 

@@ -12,11 +12,13 @@ import importlib.metadata
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, TypeVar
 
 from anyio import to_thread
 
+from agents.hypervisors.confinement import profile_of, selinux_label_of
 from agents.hypervisors.embedded.client import Description, GuestClient, launch_guest
 from agents.hypervisors.embedded.cpuid import facts_of_model
 from agents.hypervisors.embedded.errors import EmbeddedError, GuestGone
@@ -25,16 +27,33 @@ from agents.hypervisors.embedded.rundir import GuestPaths, clean_stale, guest_id
 from agents.hypervisors.embedded.spec import CPU_MODELS, EmbeddedSpec
 from agents.hypervisors.embedded.tracking import choose_tracker
 from agents.hypervisors.hostmemory import free_memory_bytes
+from agents.hypervisors.inhabitants import Inhabitant
+from agents.hypervisors.seen import Seen
 from memory.ram import MappedRam
 from memory.runs import Runs, empty_runs
 from migrate.errors import GuestRefused, GuestUnknown
-from migrate.facts import BlockFacts, DiskFacts, GuestCpuFacts, GuestFacts, HostCpuFacts, HostFacts, Objection
-from migrate.ports import DeviceStateSink, DirtyTracker
+from migrate.facts import (
+    BlockFacts,
+    Confinement,
+    DiskFacts,
+    GuestCpuFacts,
+    GuestDemand,
+    GuestFacts,
+    GuestHardware,
+    HostCpuFacts,
+    HostFacts,
+    HostHardware,
+    Objection,
+)
+from migrate.ports import DeviceStateSink, DirtyTracker, SeenGuest
 
 __all__ = ["EmbeddedHypervisor", "EmbeddedIncomingGuest", "EmbeddedRunningGuest"]
 
 NAME: Final = "embedded"
 MACHINE: Final = "embedded-1"
+VCPUS: Final = 1
+# Of its device state: a change that older ones cannot read is a new minor version.
+VERSION: Final = "1.0"
 _DISK: Final = "disk0"
 _EMULATOR: Final = importlib.metadata.version("unicorn")
 
@@ -69,7 +88,7 @@ class EmbeddedHypervisor:
 
     async def host_facts(self, guest: GuestFacts | None = None) -> HostFacts:
         """Give what this host can give to one more guest, whichever it is."""
-        return await to_thread.run_sync(self._host_facts)
+        return await to_thread.run_sync(self._host_facts, guest)
 
     async def objections(self, facts: GuestFacts) -> tuple[Objection, ...]:
         """None: whatever an embedded guest needs is found by the checks of every guest."""
@@ -79,9 +98,26 @@ class EmbeddedHypervisor:
         """List the guests that are here; machines that wait for their state are none yet."""
         return [_facts(one) for one in await to_thread.run_sync(self._describe_all) if not one.is_incoming]
 
+    async def inhabitants(self) -> tuple[Inhabitant, ...]:
+        """Give all machines that are here, also those that wait for their state."""
+        return tuple(
+            Inhabitant(guest_id=one.spec.guest_id, ram_bytes=one.spec.ram_bytes, vcpus=VCPUS, pid=one.pid)
+            for one in await to_thread.run_sync(self._describe_all)
+        )
+
     async def open_guest(self, guest_id: str) -> EmbeddedRunningGuest:
         """Connect to a guest. Raises GuestUnknown, GuestRefused."""
         return await _in_thread(lambda: self._open(guest_id))
+
+    async def inspect_guest(self, guest_id: str) -> SeenGuest:
+        """As `open_guest`; one that has faulted is described nevertheless."""
+        try:
+            return await self.open_guest(guest_id)
+        except GuestRefused as exc:
+            described = await _in_thread(
+                lambda: self._describe(GuestPaths.of_guest(self._guests_dir, guest_id))
+            )
+            return Seen(replace(_facts(described), blockers=(str(exc),)))
 
     async def prepare_incoming(self, facts: GuestFacts) -> EmbeddedIncomingGuest:
         """Start an empty machine for this guest. Raises GuestRefused."""
@@ -91,7 +127,7 @@ class EmbeddedHypervisor:
         """Give the machine that waits here with its device state loaded. Raises GuestRefused."""
         return await _in_thread(lambda: self._find_incoming(guest_id))
 
-    def _host_facts(self) -> HostFacts:
+    def _host_facts(self, guest: GuestFacts | None) -> HostFacts:
         here = self._describe_all()
         return HostFacts(
             name=self._host_name,
@@ -100,6 +136,14 @@ class EmbeddedHypervisor:
             machines=(MACHINE,),
             free_memory_bytes=self._free_memory_bytes(here),
             guest_ids=tuple(one.spec.guest_id for one in here if not one.is_incoming),
+            hardware=HostHardware(
+                version=VERSION,
+                guest_names=tuple(
+                    sorted(
+                        one.spec.name for one in here if guest is None or one.spec.guest_id != guest.guest_id
+                    )
+                ),
+            ),
             cpu_host=HostCpuFacts(version=_EMULATOR, features=_all_features()),
         )
 
@@ -143,7 +187,11 @@ class EmbeddedHypervisor:
             if described.state == "faulted":
                 raise GuestRefused(f"guest {described.spec.name} cannot be moved: {described.fault}")
             ram = _map_ram(client, described.spec)
-            return EmbeddedRunningGuest(client, paths, _facts(described), ram)
+            confinement = Confinement(
+                selinux_label=selinux_label_of(described.pid), apparmor_profile=profile_of(described.pid)
+            )
+            facts = replace(_facts(described), confinement=confinement)
+            return EmbeddedRunningGuest(client, paths, facts, ram)
 
     def _find_incoming(self, guest_id: str) -> EmbeddedIncomingGuest | None:
         if guest_id not in guest_ids(self._guests_dir):
@@ -332,6 +380,8 @@ def _facts(described: Description) -> GuestFacts:
         cpu=facts_of_model(spec.cpu_model),
         disks=_disks(spec),
         spec=spec.to_bytes(),
+        demand=GuestDemand(vcpus=VCPUS),
+        hardware=GuestHardware(version=VERSION),
         cpu_run=_cpu_run(spec.cpu_model),
     )
 

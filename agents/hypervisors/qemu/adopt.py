@@ -1,12 +1,14 @@
 """QEMU's arguments, whoever wrote them, as a spec: how a QEMU that somebody else started becomes a guest of ours.
 
-Law: pure. It gives a spec only if `cmdline.argv_of` would make the same machine of it, and names the argument
-otherwise: what is not understood is never left out. Sockets, logs and other things of one host are no part of a
-machine.
+Law: pure. It gives a spec only if `cmdline.argv_of` would make the same machine of it, and names every argument that
+stands against it otherwise: what is not understood is never left out. Sockets, logs and other things of one host are
+no part of a machine.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +30,7 @@ from agents.hypervisors.qemu.spec import (
     Vga,
 )
 
-__all__ = ["spec_of"]
+__all__ = ["MAX_PROBLEMS", "MAX_PROBLEM_CHARS", "spec_of"]
 
 # Options that say nothing of the machine: what this process opens on its own host, and how it was started.
 _OF_THE_HOST: Final = frozenset(
@@ -36,6 +38,10 @@ _OF_THE_HOST: Final = frozenset(
 )
 _FLAGS_OF_THE_HOST: Final = frozenset({"S", "daemonize", "no-user-config"})
 _FLAGS: Final = _FLAGS_OF_THE_HOST | {"nodefaults", "enable-kvm"}
+# More than a person reads; a command line of 2 MiB could have a million.
+MAX_PROBLEMS: Final = 64
+# An argument of any length can be in a sentence, and the sentences travel; the types of 20 devices fit, twice.
+MAX_PROBLEM_CHARS: Final = 700
 # vCPUs, nodes and bytes; no count of this world has more.
 MAX_DIGITS: Final = 18
 _SIZE: Final = re.compile(rf"(?:size=)?([0-9]{{1,{MAX_DIGITS}}})([KMGT]?)B?", re.IGNORECASE)
@@ -55,22 +61,30 @@ _IGNORED: Final = {
 }
 
 
-def _pairs(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Give (option, value); an option without a value has an empty one."""
+def _pairs(argv: Sequence[str], problems: list[str]) -> Iterator[tuple[str, str]]:
+    """Give (option, value); an option without a value has an empty one. What is no pair is noted."""
     at = 1
     while at < len(argv):
         word = argv[at]
-        if not word.startswith("-") or word in ("-", "--"):
-            raise NotAdoptable(f"the argument {word!r:.80} is a disk image without an option: use -blockdev")
+        at += 1
+        if not _is_option(word):
+            problems.append(f"the argument {word!r:.80} is a disk image without an option: use -blockdev")
+            continue
         option = word.lstrip("-")
         if option in _FLAGS:
             yield option, ""
+        elif at == len(argv):
+            problems.append(f"the argument {word} has no value, or no spec has a place for it")
+        elif option not in _READERS and option not in _OF_THE_HOST and _is_option(argv[at]):
+            # A flag, as it seems: what follows is an argument of its own, and has its own problem.
+            problems.append(f"the argument {word} has no place in a guest's spec")
+        else:
+            yield option, argv[at]
             at += 1
-            continue
-        if at + 1 == len(argv):
-            raise NotAdoptable(f"the argument {word} has no value, or no spec has a place for it")
-        yield option, argv[at + 1]
-        at += 2
+
+
+def _is_option(word: str) -> bool:
+    return word.startswith("-") and word not in ("-", "--")
 
 
 def _fields(value: str, first: str) -> dict[str, str]:
@@ -96,76 +110,120 @@ class _Read:
     main_memory: str = ""
     blocks: dict[str, dict[str, str]] = field(default_factory=dict)
     netdevs: dict[str, dict[str, str]] = field(default_factory=dict)
+    # Read last: what they refer to may stand behind them.
+    devices: list[str] = field(default_factory=list)
     disks: list[DiskSpec] = field(default_factory=list)
     networks: list[NetworkSpec] = field(default_factory=list)
     serials: int = 0
     has_nodefaults: bool = False
+    problems: list[str] = field(default_factory=list)
+    # Drives, and whether there is RAM, that were named as problems already: what refers to them is none of its own.
+    lost_drives: set[str] = field(default_factory=set)
+    has_lost_memory: bool = False
+
+    def note(self, problem: str) -> None:
+        self.problems.append(problem)
+
+    @contextlib.contextmanager
+    def noting(self) -> Iterator[None]:
+        """What cannot be understood ends this argument, and no other."""
+        try:
+            yield
+        except NotAdoptable as exc:
+            self.problems += exc.problems
+
+
+# Take the place of what is missing, so that the rest is judged nevertheless.
+_STAND_INS: Final[Mapping[str, object]] = {
+    "guest_id": "00000000-0000-4000-8000-000000000000",
+    "name": "unnamed",
+    "machine": "pc-q35-7.2",
+    "cpu": "max",
+    "memories": (MemorySpec(name="ram0", size_bytes=1 << 30),),
+}
 
 
 def spec_of(argv: Sequence[str]) -> QemuSpec:
     """Give the spec of a machine that runs with these arguments.
 
     Raises:
-        NotAdoptable: an argument has no place in a spec; the sentence names it.
+        NotAdoptable: arguments have no place in a spec; a sentence names each of them.
     """
     read = _Read()
-    for option, value in _pairs(argv):
+    for option, value in _pairs(argv, read.problems):
         if option in _OF_THE_HOST or option in _FLAGS_OF_THE_HOST:
             continue
         reader = _READERS.get(option)
         if reader is None:
-            raise NotAdoptable(f"the argument -{option} {value!r:.120} has no place in a guest's spec")
-        reader(read, value)
+            read.note(f"the argument -{option} {value!r:.120} has no place in a guest's spec")
+            continue
+        with read.noting():
+            reader(read, value)
+    for value in read.devices:
+        with read.noting():
+            _read_device(read, value)
     if not read.has_nodefaults:
-        raise NotAdoptable("without -nodefaults QEMU adds devices of its own: start it with -nodefaults")
+        read.note("without -nodefaults QEMU adds devices of its own: start it with -nodefaults")
     if read.serials != 1:
-        raise NotAdoptable(f"it has {read.serials} -serial arguments, and a guest has exactly one")
+        read.note(f"it has {read.serials} -serial arguments, and a guest has exactly one")
+    values = _values(read)
     try:
-        spec = QemuSpec(**_values(read))  # type: ignore[arg-type]  # each was made by a reader of its type
+        spec = QemuSpec(**values)  # type: ignore[arg-type]  # each was made by a reader of its type
     except SpecInvalid as exc:
-        raise NotAdoptable(f"its arguments make no spec: {'; '.join(exc.problems)}") from exc
-    ours, theirs = _device_types(["", *device_arguments(spec)]), _device_types(argv)
-    if ours != theirs:
-        raise NotAdoptable(
-            f"its -device arguments are {', '.join(theirs) or 'none'}; a destination would have them in the order "
-            f"{', '.join(ours) or 'none'}, at other PCI addresses"
-        )
+        read.problems += [f"its arguments make no spec: {problem}" for problem in exc.problems]
+    if not read.problems:
+        ours, theirs = _device_types(["", *device_arguments(spec)]), _device_types(argv)
+        if ours != theirs:
+            read.note(
+                f"its -device arguments are {', '.join(theirs) or 'none'}; a destination would have them in the "
+                f"order {', '.join(ours) or 'none'}, at other PCI addresses"
+            )
+    if read.problems:
+        raise NotAdoptable(*_readable(read.problems))
     return spec
+
+
+def _readable(problems: Sequence[str]) -> list[str]:
+    """Give each sentence once, and no more and no longer than can be read; a command line may have any bytes."""
+    shown = [
+        "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in problem)
+        for problem in dict.fromkeys(problem[:MAX_PROBLEM_CHARS] for problem in problems)
+    ]
+    more = len(shown) - MAX_PROBLEMS
+    return [*shown[:MAX_PROBLEMS], f"and {more} more arguments like these"] if more > 0 else shown
 
 
 def _device_types(argv: Sequence[str]) -> list[str]:
     """Give the types of all devices, in order."""
-    return [value.partition(",")[0] for option, value in _pairs(argv) if option == "device"]
+    return [value.partition(",")[0] for option, value in _pairs(argv, []) if option == "device"]
 
 
 def _values(read: _Read) -> dict[str, object]:
-    values = {"vcpus": 1, "accel": Accel.TCG, **read.values}
+    """Give the fields of the spec; what is missing is noted and has a stand-in."""
     for key, option in (("guest_id", "-uuid"), ("name", "-name"), ("machine", "-machine"), ("cpu", "-cpu")):
-        if key not in values:
-            raise NotAdoptable(f"{option} is missing: a guest that moves needs it said")
-    if not read.memories:
-        raise NotAdoptable(
+        if key not in read.values:
+            read.note(f"{option} is missing: a guest that moves needs it said")
+    if not read.memories and not read.has_lost_memory:
+        read.note(
             "its RAM is private to QEMU: start it with -object memory-backend-memfd,id=ram0,size=...,share=on and "
             "-machine ...,memory-backend=ram0"
         )
     memories = []
     for name, fields in read.memories.items():
         if name != read.main_memory and name not in read.nodes:
-            raise NotAdoptable(f"the memory backend {name} is no RAM of the machine and of no NUMA node")
-        memories.append(_memory(name, fields, read.nodes.get(name, -1)))
-    values |= {
-        "memories": tuple(sorted(memories, key=lambda memory: memory.node)),
-        "disks": tuple(read.disks),
-        "networks": tuple(read.networks),
-    }
-    return values
+            read.note(f"the memory backend {name} is no RAM of the machine and of no NUMA node")
+            continue
+        with read.noting():
+            memories.append(_memory(read, name, fields, read.nodes.get(name, -1)))
+    values = {"vcpus": 1, "accel": Accel.TCG, **_STAND_INS, **read.values}
+    if memories:
+        values["memories"] = tuple(sorted(memories, key=lambda memory: memory.node))
+    return values | {"disks": tuple(read.disks), "networks": tuple(read.networks)}
 
 
-def _memory(name: str, fields: dict[str, str], node: int) -> MemorySpec:
+def _memory(read: _Read, name: str, fields: dict[str, str], node: int) -> MemorySpec:
     if fields.pop("share", "off") != "on":
-        raise NotAdoptable(
-            f"the memory backend {name} is not shared, so that no agent can map it: add share=on to it"
-        )
+        read.note(f"the memory backend {name} is not shared, so that no agent can map it: add share=on to it")
     kind, size_bytes = fields.pop("qom-type"), _bytes(fields.pop("size", "0"), "-object")
     page_bytes = 0
     if kind == "memory-backend-memfd":
@@ -175,10 +233,10 @@ def _memory(name: str, fields: dict[str, str], node: int) -> MemorySpec:
     else:
         backend = Backend.FILE
         if re.search(r"huge", fields.pop("mem-path", "")):
-            raise NotAdoptable(
+            read.note(
                 f"the memory backend {name} is a file of huge pages: use memory-backend-memfd,hugetlb=on"
             )
-    _nothing_left(f"-object {kind}", fields, "memory")
+    _nothing_left(read, f"-object {kind}", fields, "memory")
     return MemorySpec(name=name, size_bytes=size_bytes, backend=backend, page_bytes=page_bytes, node=node)
 
 
@@ -191,16 +249,16 @@ def _bytes(words: str, option: str) -> int:
     return int(match[1]) << shift
 
 
-def _nothing_left(what: str, fields: Mapping[str, str], kind: str) -> None:
+def _nothing_left(read: _Read, what: str, fields: Mapping[str, str], kind: str) -> None:
     left = [f"{key}={value}" for key, value in fields.items() if key not in _IGNORED.get(kind, ())]
     if left:
-        raise NotAdoptable(f"{what}: {', '.join(left)[:160]} has no place in a guest's spec")
+        read.note(f"{what}: {', '.join(left)[:160]} has no place in a guest's spec")
 
 
 def _read_name(read: _Read, value: str) -> None:
     fields = _fields(value, "guest")
     read.values["name"] = fields.pop("guest", "")
-    _nothing_left("-name", fields, "name")
+    _nothing_left(read, "-name", fields, "name")
 
 
 def _read_machine(read: _Read, value: str) -> None:
@@ -209,34 +267,36 @@ def _read_machine(read: _Read, value: str) -> None:
     if "accel" in fields:
         _set_accel(read, fields.pop("accel"))
     read.main_memory = fields.pop("memory-backend", "")
-    _nothing_left("-machine", fields, "machine")
+    _nothing_left(read, "-machine", fields, "machine")
 
 
 def _read_accel(read: _Read, value: str) -> None:
     fields = _fields(value, "accel")
     _set_accel(read, fields.pop("accel", ""))
-    _nothing_left("-accel", fields, "accel")
+    _nothing_left(read, "-accel", fields, "accel")
 
 
 def _set_accel(read: _Read, words: str) -> None:
-    if words not in tuple(Accel):
-        raise NotAdoptable(f"the accelerator {words!r:.40} is not one of {', '.join(Accel)}")
-    read.values["accel"] = Accel(words)
+    if words in tuple(Accel):
+        read.values["accel"] = Accel(words)
+    else:
+        read.note(f"the accelerator {words!r:.40} is not one of {', '.join(Accel)}")
 
 
 def _read_vcpus(read: _Read, value: str) -> None:
     fields = _fields(value, "cpus")
     words = fields.pop("cpus", "")
-    if not _is_number(words):
-        raise NotAdoptable(f"-smp {value!r:.60} does not say how many")
-    read.values["vcpus"] = int(words)
-    _nothing_left("-smp", fields, "smp")
+    if _is_number(words):
+        read.values["vcpus"] = int(words)
+    else:
+        read.note(f"-smp {value!r:.60} does not say how many")
+    _nothing_left(read, "-smp", fields, "smp")
 
 
 def _read_size(read: _Read, value: str) -> None:
     fields = _fields(value, "size")
     _bytes(fields.pop("size", ""), "-m")
-    _nothing_left("-m", fields, "m")
+    _nothing_left(read, "-m", fields, "m")
 
 
 def _read_object(read: _Read, value: str) -> None:
@@ -245,6 +305,7 @@ def _read_object(read: _Read, value: str) -> None:
     if kind in ("memory-backend-memfd", "memory-backend-file"):
         read.memories[fields.pop("id", "")] = fields
     elif kind == "memory-backend-ram":
+        read.has_lost_memory = True
         raise NotAdoptable(
             "memory-backend-ram cannot be mapped by an agent: use memory-backend-memfd with share=on"
         )
@@ -256,8 +317,9 @@ def _read_numa(read: _Read, value: str) -> None:
     fields = _fields(value, "kind")
     kind, node, memory = fields.pop("kind", ""), fields.pop("nodeid", ""), fields.pop("memdev", "")
     if kind != "node" or not _is_number(node) or not memory:
+        read.nodes.setdefault(memory, -1)
         raise NotAdoptable(f"-numa {value!r:.80}: only node,nodeid=N,memdev=ID has a place in a guest's spec")
-    _nothing_left("-numa", fields, "numa")
+    _nothing_left(read, "-numa", fields, "numa")
     read.nodes[memory] = int(node)
 
 
@@ -268,12 +330,20 @@ def _is_number(words: str) -> bool:
 
 def _read_blockdev(read: _Read, value: str) -> None:
     if value.lstrip().startswith("{"):
+        # A number that is too long, or nested too deep, is no name either.
+        with contextlib.suppress(ValueError, RecursionError):
+            if isinstance(block := json.loads(value), dict):
+                read.lost_drives.add(str(block.get("node-name")))
         raise NotAdoptable("-blockdev as JSON is not read: write it as driver=...,node-name=...")
     fields = _fields(value, "driver")
     read.blocks[fields.get("node-name", "")] = fields
 
 
 def _read_drive(read: _Read, value: str) -> None:
+    fields = _fields(value, "file")
+    read.lost_drives.add(fields.get("id", ""))
+    if fields.get("if") == "pflash":
+        raise NotAdoptable(f"-drive {value!r:.80} is firmware, which has no place in a guest's spec")
     raise NotAdoptable(f"-drive {value!r:.80}: use -blockdev and -device, which say what is what")
 
 
@@ -288,17 +358,17 @@ def _read_device(read: _Read, value: str) -> None:
     fields.pop("id", None)
     match driver:
         case "virtio-blk-pci" | "scsi-hd":
-            read.disks.append(_disk(read, driver, fields))
+            with read.noting():
+                read.disks.append(_disk(read, driver, fields))
         case "virtio-net-pci":
-            read.networks.append(_network(read, fields))
+            with read.noting():
+                read.networks.append(_network(read, fields))
         case "virtio-scsi-pci":
             pass
         case "virtio-balloon-pci":
             read.values["has_balloon"] = True
             if fields.pop("free-page-reporting", "off") != "on":
-                raise NotAdoptable(
-                    "-device virtio-balloon-pci: without free-page-reporting=on it is another machine"
-                )
+                read.note("-device virtio-balloon-pci: without free-page-reporting=on it is another machine")
         case "virtio-rng-pci":
             read.values["has_rng"] = True
             fields.pop("rng", None)
@@ -308,7 +378,7 @@ def _read_device(read: _Read, value: str) -> None:
             read.values["vga"] = Vga.VIRTIO
         case _:
             raise NotAdoptable(f"-device {driver:.60} has no place in a guest's spec")
-    _nothing_left(f"-device {driver}", fields, "device")
+    _nothing_left(read, f"-device {driver}", fields, "device")
 
 
 def _disk(read: _Read, driver: str, fields: dict[str, str]) -> DiskSpec:
@@ -318,23 +388,24 @@ def _disk(read: _Read, driver: str, fields: dict[str, str]) -> DiskSpec:
         fields.pop("bus", None)
     block = dict(read.blocks.get(node, {}))
     if not block:
-        raise NotAdoptable(f"-device {driver}: its drive {node!r:.40} is no -blockdev before it")
+        if node in read.lost_drives:
+            raise NotAdoptable()
+        raise NotAdoptable(f"-device {driver}: its drive {node!r:.40} is no -blockdev")
     kind, path = block.pop("driver", ""), block.pop("file.filename", "")
     if kind not in tuple(Format) or block.pop("file.driver", "") != "file":
         raise NotAdoptable(f"-blockdev {node}: only raw and qcow2 in a file have a place in a guest's spec")
     is_direct = block.pop("cache.direct", "off") == "on"
-    if (
-        is_direct is not (block.pop("file.cache.direct", "off") == "on")
-        or block.pop("cache.no-flush", "off") != "off"
-    ):
-        raise NotAdoptable(f"-blockdev {node}: its caching is none of {', '.join(Cache)}")
-    if not has_cache and not is_direct:
-        raise NotAdoptable(
-            f"-device {driver}: write-cache=off without cache.direct=on has no place in a guest's spec"
-        )
+    is_file_direct, is_flushed = (
+        block.pop("file.cache.direct", "off") == "on",
+        block.pop("cache.no-flush", "off") == "off",
+    )
+    if is_direct is not is_file_direct or not is_flushed:
+        read.note(f"-blockdev {node}: its caching is none of {', '.join(Cache)}")
+    elif not has_cache and not is_direct:
+        read.note(f"-device {driver}: write-cache=off without cache.direct=on has no place in a guest's spec")
     cache = Cache.WRITEBACK if not is_direct else Cache.NONE if has_cache else Cache.DIRECTSYNC
     is_read_only = block.pop("read-only", "off") == "on"
-    _nothing_left(f"-blockdev {node}", block, "blockdev")
+    _nothing_left(read, f"-blockdev {node}", block, "blockdev")
     bus = Bus.VIRTIO if driver == "virtio-blk-pci" else Bus.SCSI
     return DiskSpec(path=path, format=Format(kind), bus=bus, cache=cache, is_read_only=is_read_only)
 
@@ -344,19 +415,21 @@ def _network(read: _Read, fields: dict[str, str]) -> NetworkSpec:
     backend = dict(read.netdevs.get(node, {}))
     kind = backend.pop("type", "")
     if backend.pop("vhost", "off") == "on" or kind.startswith("vhost"):
-        raise NotAdoptable(
+        read.note(
             f"-netdev {node}: vhost writes to the guest's RAM from outside of QEMU, and nothing here has proved that "
             "those writes are seen: use vhost=off"
         )
     if kind not in tuple(NetworkKind):
+        if kind.startswith("vhost"):
+            raise NotAdoptable()
         raise NotAdoptable(f"-netdev {kind!r:.40} has no place in a guest's spec")
     interface = backend.pop({"bridge": "br", "tap": "ifname"}.get(kind, ""), "")
-    if kind == "tap" and (backend.pop("script", "") != "no" or backend.pop("downscript", "no") != "no"):
-        raise NotAdoptable(
-            f"-netdev tap {node}: scripts are not run by a destination: use script=no,downscript=no"
-        )
+    # Both are taken out, whichever is wrong.
+    scripts = {backend.pop("script", ""), backend.pop("downscript", "no")} if kind == "tap" else {"no"}
+    if scripts != {"no"}:
+        read.note(f"-netdev tap {node}: scripts are not run by a destination: use script=no,downscript=no")
     backend.pop("helper", None)
-    _nothing_left(f"-netdev {node}", backend, "netdev")
+    _nothing_left(read, f"-netdev {node}", backend, "netdev")
     return NetworkSpec(kind=NetworkKind(kind), mac=mac, interface=interface)
 
 
@@ -365,6 +438,10 @@ def _keep(key: str) -> Callable[[_Read, str], None]:
         read.values[key] = value
 
     return read_it
+
+
+def _keep_device(read: _Read, value: str) -> None:
+    read.devices.append(value)
 
 
 def _read_serial(read: _Read, value: str) -> None:
@@ -411,5 +488,5 @@ _READERS: Final[Mapping[str, Callable[[_Read, str], None]]] = {
     "blockdev": _read_blockdev,
     "drive": _read_drive,
     "netdev": _read_netdev,
-    "device": _read_device,
+    "device": _keep_device,
 }

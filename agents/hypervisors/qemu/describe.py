@@ -6,6 +6,7 @@ a block of RAM is mapped) come from the human monitor and are checked against th
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import Final
 
@@ -16,14 +17,15 @@ from migrate.cpunames import canonical_all
 from migrate.facts import CpuFacts
 
 __all__ = [
+    "balloon_of",
     "block_places",
     "blockers_of",
     "changes_of",
     "cpu_of",
     "cpu_of_properties",
     "features_of_expansion",
+    "is_confidential",
     "machine_of",
-    "other_writers",
     "run_state",
     "tsc_khz_of",
     "vcpu_threads",
@@ -57,21 +59,6 @@ _NO_FEATURES: Final = frozenset(
         ),
     }
 )
-# Types whose back ends write to guest RAM through mappings of their own: no dirty log of QEMU's process has that.
-_OUTSIDE: Final = (
-    ("vfio", "VFIO: the device writes to the guest's RAM by itself"),
-    ("vhost-user", "vhost-user: another process writes to the guest's RAM through a mapping of its own"),
-    (
-        "vhost-vsock",
-        "vhost: the kernel writes to the guest's RAM from a thread that nothing has proved to be seen",
-    ),
-    (
-        "vhost-scsi",
-        "vhost: the kernel writes to the guest's RAM from a thread that nothing has proved to be seen",
-    ),
-    ("ivshmem", "ivshmem: other guests write to the memory it shares"),
-)
-_MAX_DEVICES: Final = 512
 # What CPUID says of a CPU beside its features, as QEMU's CPU objects and models name it.
 _IDENTITY: Final = ("vendor", "family", "model", "stepping", "level", "xlevel")
 _MAX_REGISTER: Final = (1 << 32) - 1
@@ -236,25 +223,20 @@ async def blockers_of(qmp: Qmp) -> tuple[str, ...]:
     return tuple(blockers)
 
 
-async def other_writers(qmp: Qmp) -> tuple[str, ...]:
-    """Give the devices and back ends whose writes to guest RAM do not go through QEMU's page tables."""
-    found: list[str] = []
-    for folder in ("/machine/peripheral", "/machine/peripheral-anon"):
-        children = await qmp.execute("qom-list", {"path": folder})
-        for child in (children if isinstance(children, list) else [])[:_MAX_DEVICES]:
-            kind, name = str(field_of(child, "type")), str(field_of(child, "name"))
-            found += [
-                f"device {name[:64]} is {why}"
-                for word, why in _OUTSIDE
-                if kind.removeprefix("child<").startswith(word)
-            ]
-    nodes = await qmp.execute("query-named-block-nodes", {"flat": True})
-    for node in nodes if isinstance(nodes, list) else []:
-        if field_of(node, "drv") == "nvme":
-            found.append(
-                f"disk {field_of(node, 'node-name')} is nvme://: its controller writes to the guest's RAM by itself"
-            )
-    return tuple(found)
+async def balloon_of(qmp: Qmp) -> int | None:
+    """Give how much RAM the guest's balloon leaves it; None where QEMU cannot say."""
+    with contextlib.suppress(QmpFailed):
+        return _number(await qmp.execute("query-balloon"), "query-balloon", "actual")
+    return None
+
+
+async def is_confidential(qmp: Qmp) -> bool:
+    """Tell whether the CPU encrypts the guest's RAM: SEV, TDX and all others are one link of the machine's."""
+    try:
+        link = await qmp.execute("qom-get", {"path": "/machine", "property": "confidential-guest-support"})
+    except QmpFailed:
+        return False  # a machine type that has no such thing
+    return isinstance(link, str) and link != ""
 
 
 def _text(value: Json, command: str, *path: str | int) -> str:

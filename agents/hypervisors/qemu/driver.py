@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -18,16 +19,19 @@ from typing import Final
 import anyio
 import anyio.to_thread
 
-from agents.hypervisors.hostmemory import free_memory_bytes
+from agents.hypervisors.confinement import profile_of, selinux_label_of
+from agents.hypervisors.hostmemory import free_memory_bytes, memory_nodes
+from agents.hypervisors.inhabitants import Inhabitant
 from agents.hypervisors.kvm import KvmCpu, kvm_cpu
 from agents.hypervisors.qemu.adopt import spec_of
 from agents.hypervisors.qemu.allowed import QemuHost
 from agents.hypervisors.qemu.describe import (
+    balloon_of,
     blockers_of,
     changes_of,
     cpu_of,
+    is_confidential,
     machine_of,
-    other_writers,
     run_state,
     tsc_khz_of,
     vcpu_threads,
@@ -35,26 +39,37 @@ from agents.hypervisors.qemu.describe import (
 )
 from agents.hypervisors.qemu.errors import NotAdoptable, QemuError, SpecInvalid
 from agents.hypervisors.qemu.guest import Hold, hold
+from agents.hypervisors.qemu.hardware import devices_of, memory_nodes_of, unplanned
 from agents.hypervisors.qemu.hostmodels import HostModels, ModelCatalog
 from agents.hypervisors.qemu.incoming import QemuIncomingGuest
 from agents.hypervisors.qemu.launch import Process, end, launch
+from agents.hypervisors.qemu.observe import observed_cpu, observed_disks, observed_ram, own_firmware
 from agents.hypervisors.qemu.processmap import command_line
 from agents.hypervisors.qemu.qmp import Qmp, field_of
+from agents.hypervisors.qemu.romfiles import RomShelf
 from agents.hypervisors.qemu.rundir import QemuPaths, monitors
 from agents.hypervisors.qemu.running import QemuRunningGuest
 from agents.hypervisors.qemu.spec import KIND, Accel, DiskSpec, QemuSpec
+from agents.hypervisors.seen import Seen
 from memory.errors import RamError
 from migrate.errors import GuestBusy, GuestRefused, GuestUnknown
 from migrate.facts import (
+    MAX_DEVICES,
     BlockFacts,
+    Confinement,
     CpuFacts,
     DiskFacts,
+    FirmwareFacts,
     GuestCpuFacts,
+    GuestDemand,
     GuestFacts,
+    GuestHardware,
     HostCpuFacts,
     HostFacts,
+    HostHardware,
     Objection,
 )
+from migrate.ports import SeenGuest
 
 __all__ = ["Found", "QemuHypervisor", "interview"]
 
@@ -62,13 +77,15 @@ __all__ = ["Found", "QemuHypervisor", "interview"]
 _DESCRIBED_AT_ONCE: Final = 8
 # A monitor that another client holds is not waited for when guests are listed.
 _LIST_TIMEOUT_S: Final = 2.0
-# Which models this host has besides is half a second's question, once.
-_ADVICE_S: Final = 2.0
+# A preflight asks for facts and for inhabitants one after the other: the guests are asked once for both.
+_FOUND_HOLDS_S: Final = 2.0
+# Which models this host has besides is half a second's question, once; a machine that is very busy takes some seconds.
+_ADVICE_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """One QEMU of the directory. `spec` is None where it cannot be described: `problem` says why."""
+    """One QEMU of the directory. `spec` is None where it cannot be described: `problems` say why."""
 
     paths: QemuPaths
     pid: int
@@ -76,7 +93,7 @@ class Found:
     name: str
     state: str
     spec: QemuSpec | None
-    problem: str = ""
+    problems: tuple[str, ...] = ()
 
     @property
     def is_incoming(self) -> bool:
@@ -93,9 +110,11 @@ class QemuHypervisor:
         self._host = replace(host, dir=host.dir.absolute())
         self._host_name = host_name
         self._catalog = ModelCatalog(host.binary)
+        self._roms = RomShelf(host.binary, host.shared_dirs)
         self._cpus: dict[int, tuple[CpuFacts, GuestCpuFacts]] = {}
         self._kvm: KvmCpu | None = None
         self._held: dict[Path, Found] = {}
+        self._found: tuple[float, list[Found]] = (-math.inf, [])
 
     async def host_facts(self, guest: GuestFacts | None = None) -> HostFacts:
         """Give what this host can give to one more guest, with that guest's accelerator."""
@@ -109,12 +128,13 @@ class QemuHypervisor:
             machines=models.machines if models else (),
             free_memory_bytes=free_bytes + _huge_bytes(guest),
             guest_ids=tuple(one.guest_id for one in here if not one.is_incoming),
+            hardware=await self._hardware_here(guest, models, here),
             cpu_host=models.cpu_host(await self._kvm_of(accel)) if models else HostCpuFacts(),
         )
 
     async def objections(self, facts: GuestFacts) -> tuple[Objection, ...]:
         """Give everything that this host has against such a guest."""
-        if facts.hypervisor != KIND:
+        if facts.hypervisor != KIND or not facts.is_described:
             return ()
         try:
             spec = QemuSpec.from_bytes(facts.spec)
@@ -138,6 +158,24 @@ class QemuHypervisor:
                 listed.append(_facts(one.spec, cpu, run, is_running=one.state == "running"))
         return listed
 
+    async def inhabitants(self) -> tuple[Inhabitant, ...]:
+        """Give all machines that are here, also those that wait; as they were found a moment ago, if they were.
+
+        One that no spec describes counts as nothing.
+        """
+        found_at_s, found = self._found
+        if anyio.current_time() - found_at_s > _FOUND_HOLDS_S:
+            found = await self._find_all()
+        return tuple(
+            Inhabitant(
+                guest_id=one.guest_id,
+                ram_bytes=one.spec.ram_bytes if one.spec else 0,
+                vcpus=one.spec.vcpus if one.spec else 0,
+                pid=one.pid,
+            )
+            for one in found
+        )
+
     async def open_guest(self, guest_id: str) -> QemuRunningGuest:
         """Take hold of a guest. Raises GuestUnknown, GuestRefused."""
         try:
@@ -147,10 +185,20 @@ class QemuHypervisor:
             if found.paths.qmp in self._held:
                 raise GuestBusy(f"guest {found.name} is held by another migration already")
             if found.spec is None:
-                raise GuestRefused(f"the QEMU {found.name} cannot be moved: {found.problem}")
+                raise GuestRefused(f"the QEMU {found.name} cannot be moved: {'; '.join(found.problems)}")
             return await self._open(found, found.spec)
         except (QemuError, RamError) as exc:
             raise GuestRefused(str(exc)) from exc
+
+    async def inspect_guest(self, guest_id: str) -> SeenGuest:
+        """As `open_guest`; one that cannot be opened is described as far as its QEMU tells. Raises GuestUnknown."""
+        try:
+            return await self.open_guest(guest_id)
+        except GuestRefused as exc:
+            found = await self._find(guest_id)
+            if found is None:
+                raise GuestUnknown(f"the QEMU guest {guest_id!r:.60} has ended") from exc
+            return Seen(await self._observe(found, str(exc)))
 
     async def prepare_incoming(self, facts: GuestFacts) -> QemuIncomingGuest:
         """Start an empty machine for this guest. Raises GuestRefused."""
@@ -217,7 +265,9 @@ class QemuHypervisor:
             for monitor in await anyio.to_thread.run_sync(lambda: list(monitors(self._host.dir))):
                 tasks.start_soon(look, monitor)
         self._cpus = {one.pid: self._cpus[one.pid] for one in found if one.pid in self._cpus}
-        return sorted(found, key=lambda one: one.guest_id)
+        found.sort(key=lambda one: one.guest_id)
+        self._found = (anyio.current_time(), found)
+        return found
 
     async def _find(self, guest_id: str) -> Found | None:
         return next((one for one in await self._find_all() if one.guest_id == guest_id), None)
@@ -244,10 +294,20 @@ class QemuHypervisor:
             cpu, run = self._cpus[found.pid]
             if models is not None:
                 run = replace(run, alternatives=models.alternatives(cpu))
+            hardware = await self._hardware_of(qmp)
             facts = replace(
                 _facts(spec, cpu, run, is_running=await run_state(qmp) == "running"),
                 machine=await machine_of(qmp),
-                blockers=(*await blockers_of(qmp), *await other_writers(qmp)),
+                blockers=(*await blockers_of(qmp), *unplanned(spec, hardware.devices)),
+                hardware=hardware,
+                demand=GuestDemand(
+                    vcpus=spec.vcpus,
+                    has_balloon=spec.has_balloon,
+                    balloon_bytes=await balloon_of(qmp) if spec.has_balloon else None,
+                ),
+                confinement=await anyio.to_thread.run_sync(
+                    _confinement, found.pid, await is_confidential(qmp)
+                ),
             )
             threads = await vcpu_threads(qmp)
             held = await hold(qmp, found.paths, spec)
@@ -257,6 +317,70 @@ class QemuHypervisor:
             raise
         self._keep(found, held)
         return QemuRunningGuest(held, facts, threads)
+
+    async def _observe(self, found: Found, refusal: str) -> GuestFacts:
+        """Give what a QEMU says of a guest that cannot be opened; what it does not say is left out."""
+        if found.spec is None:
+            facts = _facts_of_undescribed(found)
+        else:
+            cpu, run = self._cpus.get(found.pid, (CpuFacts(model=found.spec.cpu_model, features=()), None))
+            facts = replace(
+                _facts(found.spec, cpu, run, is_running=found.state == "running"), blockers=(refusal,)
+            )
+        with contextlib.suppress(QemuError):
+            async with _connected(found.paths.qmp, timeout_s=_LIST_TIMEOUT_S) as qmp:
+                hardware = await self._hardware_of(qmp)
+                facts = replace(
+                    facts,
+                    machine=await machine_of(qmp),
+                    blockers=(*facts.blockers, *await blockers_of(qmp)),
+                    hardware=hardware,
+                )
+                if found.spec is None:
+                    if found.pid not in self._cpus:
+                        self._cpus[found.pid] = await observed_cpu(qmp), GuestCpuFacts()
+                    facts = replace(
+                        facts,
+                        cpu=self._cpus[found.pid][0],
+                        blocks=await observed_ram(qmp),
+                        disks=await observed_disks(qmp),
+                    )
+        return facts
+
+    async def _hardware_of(self, qmp: Qmp) -> GuestHardware:
+        """Ask a running QEMU what its machine is made of."""
+        devices, more = await devices_of(qmp)
+        firmware = await own_firmware(qmp)
+        return GuestHardware(
+            version=await version_of(qmp),
+            devices=devices,
+            more_devices=more,
+            memory_nodes=await memory_nodes_of(qmp),
+            roms=await self._roms.of_running(qmp),
+            firmware=await self._roms.own(firmware.kind, firmware.paths) if firmware else None,
+        )
+
+    async def _hardware_here(
+        self, guest: GuestFacts | None, models: HostModels | None, here: list[Found]
+    ) -> HostHardware:
+        """Give what this host has of what such a guest is made of. All of the guest's facts are hostile."""
+        wanted = guest.hardware if guest is not None else GuestHardware()
+        firmware: FirmwareFacts | None = None
+        if wanted.firmware is not None:
+            paths = tuple((one.role, one.path) for one in wanted.firmware.files)
+            firmware = await self._roms.own(wanted.firmware.kind, paths)
+        types = {device.type for device in wanted.devices[:MAX_DEVICES]}
+        return HostHardware(
+            version=models.version if models else "",
+            device_types=tuple(sorted(types & models.device_types)) if models else (),
+            deprecated_machines=models.deprecated if models else (),
+            memory_nodes=await anyio.to_thread.run_sync(memory_nodes),
+            roms=await self._roms.find(rom.name for rom in wanted.roms),
+            firmware=firmware,
+            guest_names=tuple(
+                sorted(one.name for one in here if guest is None or one.guest_id != guest.guest_id)
+            ),
+        )
 
     def _keep(self, found: Found, held: Hold) -> None:
         monitor = found.paths.qmp
@@ -324,13 +448,13 @@ async def interview(qmp: Qmp, paths: QemuPaths) -> Found:
     guest_id = str(field_of(await qmp.execute("query-uuid"), "UUID"))
     name = str(field_of(await qmp.execute("query-name"), "name") or paths.qmp.stem)
     spec: QemuSpec | None = None
-    problem = ""
+    problems: tuple[str, ...] = ()
     try:
         spec = spec_of(await anyio.to_thread.run_sync(command_line, qmp.peer_pid))
         if spec.guest_id != guest_id:
             raise NotAdoptable(f"its command line says -uuid {spec.guest_id}, and it is {guest_id}")
     except NotAdoptable as exc:
-        spec, problem = None, str(exc)
+        spec, problems = None, exc.problems
     return Found(
         paths=paths,
         pid=qmp.peer_pid,
@@ -338,7 +462,7 @@ async def interview(qmp: Qmp, paths: QemuPaths) -> Found:
         name=name,
         state=await run_state(qmp),
         spec=spec,
-        problem=problem,
+        problems=problems,
     )
 
 
@@ -376,6 +500,12 @@ def _huge_bytes(guest: GuestFacts | None) -> int:
     return sum(memory.size_bytes for memory in spec.memories if memory.page_bytes)
 
 
+def _confinement(pid: int, is_encrypted: bool) -> Confinement:
+    return Confinement(
+        is_confidential=is_encrypted, selinux_label=selinux_label_of(pid), apparmor_profile=profile_of(pid)
+    )
+
+
 def _blocks(spec: QemuSpec) -> tuple[BlockFacts, ...]:
     return tuple(BlockFacts(name=memory.name, size_bytes=memory.size_bytes) for memory in spec.memories)
 
@@ -391,6 +521,7 @@ def _facts(spec: QemuSpec, cpu: CpuFacts, run: GuestCpuFacts | None, *, is_runni
         cpu=cpu,
         disks=tuple(_disk(number, disk) for number, disk in enumerate(spec.disks)),
         spec=spec.to_bytes(),
+        demand=GuestDemand(vcpus=spec.vcpus, has_balloon=spec.has_balloon),
         cpu_run=run or GuestCpuFacts(),
     )
 
@@ -407,7 +538,7 @@ def _facts_of_undescribed(found: Found) -> GuestFacts:
         cpu=CpuFacts(model="", features=()),
         disks=(),
         spec=b"",
-        blockers=(found.problem,),
+        blockers=found.problems,
     )
 
 

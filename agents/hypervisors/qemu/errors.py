@@ -3,7 +3,7 @@
 QemuError
 ├── SpecInvalid      theirs: a description of a machine that cannot be, with every mistake
 ├── NotAllowed       theirs: a machine that this host's configuration does not allow, with every reason
-├── NotAdoptable     theirs: a QEMU whose command line cannot be described by a spec; it names the argument
+├── NotAdoptable     theirs: a QEMU whose command line cannot be described by a spec; it names every argument
 ├── QmpFailed        QEMU's: it refuses a command, or answers nonsense
 ├── QemuGone         the world's: the process ended, does not answer, or did not start
 └── InjectionFailed  the world's: the process cannot be traced here; it is as it was
@@ -51,7 +51,14 @@ class NotAllowed(QemuError):
 
 
 class NotAdoptable(QemuError):
-    """A QEMU that somebody else started, with an argument that no spec has a place for."""
+    """A QEMU that somebody else started, with arguments that no spec has a place for: `problems`, a sentence each."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__(problems)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        return "; ".join(self.problems)
 
 
 class QmpFailed(QemuError):

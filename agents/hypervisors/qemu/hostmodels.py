@@ -1,4 +1,4 @@
-"""What this host's QEMU can give to a guest: CPU models with their features, and machine types.
+"""What this host's QEMU can give to a guest: CPU models with their features, machine and device types.
 
 Law: asks a QEMU of its own, one without a machine, once for each accelerator and binary; nothing is guessed from
 /proc/cpuinfo. The answer is kept until the binary changes.
@@ -36,7 +36,8 @@ _CANNOT_RUN: Final = frozenset({"kvm", "type"})
 class HostModels:
     """`cpus` are what the models come to here: without the features that they have elsewhere and this host lacks.
 
-    `features` is everything that QEMU can give at all; `own` the host's own CPU, which only KVM can give.
+    `features` is everything that QEMU can give at all; `own` the host's own CPU, which only KVM can give. `deprecated`
+    machines are among `machines`.
     """
 
     cpus: tuple[CpuFacts, ...]
@@ -44,6 +45,8 @@ class HostModels:
     own: CpuFacts | None
     machines: tuple[str, ...]
     version: str
+    deprecated: tuple[str, ...] = ()
+    device_types: frozenset[str] = frozenset()
 
     def alternatives(self, cpu: CpuFacts) -> tuple[str, ...]:
         """Give the models with everything that a guest's CPU has, the nearest first; not those that vary by host."""
@@ -115,22 +118,23 @@ class ModelCatalog:
                         process.kill()
 
     async def _interview(self, process: anyio.abc.Process, socket: Path) -> HostModels:
-        while not await anyio.Path(socket).exists():
+        while (qmp := await _connected(socket)) is None:
             if process.returncode is not None:
                 words = b""
                 if process.stderr is not None:
                     words = await process.stderr.receive(_MAX_WORDS_BYTES)
                 raise QemuGone(f"{self._binary} does not start: {words.decode(errors='replace').strip()}")
             await anyio.sleep(POLL_S)
-        qmp = await Qmp.connect(socket)
         try:
-            cpus = await self._cpus(qmp)
+            machines, cpus = await self._machines(qmp), await self._cpus(qmp)
             return HostModels(
                 cpus=cpus,
                 features=await self._features(qmp, cpus),
                 own=next((cpu for cpu in cpus if cpu.model == "host"), None),
-                machines=await self._machines(qmp),
+                machines=tuple(sorted(machines)),
                 version=await version_of(qmp),
+                deprecated=tuple(sorted(name for name, is_deprecated in machines.items() if is_deprecated)),
+                device_types=await self._device_types(qmp),
             )
         finally:
             await qmp.aclose()
@@ -181,7 +185,26 @@ class ModelCatalog:
             known.update(features_of_expansion(expansion))
         return tuple(sorted(known))
 
-    async def _machines(self, qmp: Qmp) -> tuple[str, ...]:
+    async def _machines(self, qmp: Qmp) -> dict[str, bool]:
+        """Give the versioned types of a PC, and whether each is deprecated."""
         machines = await qmp.execute("query-machines")
-        names = [field_of(machine, "name") for machine in (machines if isinstance(machines, list) else [])]
-        return tuple(sorted(name for name in names if isinstance(name, str) and name.startswith("pc-")))
+        return {
+            name: field_of(machine, "deprecated") is True
+            for machine in (machines if isinstance(machines, list) else [])
+            if isinstance(name := field_of(machine, "name"), str) and name.startswith("pc-")
+        }
+
+    async def _device_types(self, qmp: Qmp) -> frozenset[str]:
+        types = await qmp.execute("qom-list-types", {"implements": "device", "abstract": False})
+        names = [field_of(one, "name") for one in (types if isinstance(types, list) else [])]
+        return frozenset(name for name in names if isinstance(name, str))
+
+
+async def _connected(socket: Path) -> Qmp | None:
+    """Connect to a QEMU that starts; None while it does not listen. Its socket is there a moment before it listens."""
+    if not await anyio.Path(socket).exists():
+        return None
+    try:
+        return await Qmp.connect(socket)
+    except QemuGone:
+        return None

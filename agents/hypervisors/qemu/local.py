@@ -113,13 +113,13 @@ def _shown(found: Found) -> LocalGuest:
         pid=found.pid,
         ram_bytes=spec.ram_bytes if spec else 0,
         cpu_model=spec.cpu if spec else "",
-        problem=found.problem,
+        problem="; ".join(found.problems),
         details={
             "monitor": str(found.paths.qmp),
             "machine": spec.machine if spec else None,
             "vcpus": spec.vcpus if spec else None,
             "disks": [disk.path for disk in spec.disks] if spec else None,
-            "cannot_move_because": found.problem or None,
+            "cannot_move_because": list(found.problems) or None,
         },
     )
 

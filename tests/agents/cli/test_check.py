@@ -47,7 +47,7 @@ def test_a_check_shows_every_finding_and_exits_by_the_worst(
     agents: Agents, findings: tuple[Finding, ...], code: Exit, capsys: pytest.CaptureFixture[str]
 ) -> None:
     agents.hosts["host-a"] = source({"host-b": findings})
-    assert main(["check", "vm1", "--to", "host-b"]) == code
+    assert main(["check", "vm1", "--to", "host-b", "--all"]) == code
     shown = capsys.readouterr().out
     for finding in findings:
         assert finding.found in shown
@@ -62,10 +62,20 @@ def test_a_check_shows_every_finding_and_exits_by_the_worst(
 
 def test_the_worst_is_shown_first(agents: Agents, capsys: pytest.CaptureFixture[str]) -> None:
     agents.hosts["host-a"] = source({"host-b": (OK, ODD, BAD)})
-    main(["check", "vm1", "--to", "host-b"])
+    main(["check", "vm1", "--to", "host-b", "--all"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines[1:4]] == ["refused", "warning", "ok"]
     assert f"why storage: {BAD.why}" in lines
+
+
+def test_what_is_as_it_should_be_is_named_in_a_line(
+    agents: Agents, capsys: pytest.CaptureFixture[str]
+) -> None:
+    agents.hosts["host-a"] = source({"host-b": (OK, ODD, OK)})
+    main(["check", "vm1", "--to", "host-b"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["clock", "ok:", "vm1"]
+    assert lines[2].startswith("ok: memory (")
 
 
 def test_any_host_is_asked_and_one_that_fits_is_enough(

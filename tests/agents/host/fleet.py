@@ -9,10 +9,11 @@ import socket
 import stat
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import anyio
 from anyio.streams.tls import TLSStream
@@ -76,6 +77,8 @@ class Fleet:
     fronts: dict[str, str] = field(default_factory=dict)
 
     rules: str = ALLOW_ALL
+    # The storage of a host, where it is not what the others see.
+    shared_at: dict[str, Path] = field(default_factory=dict)
     has_crl: bool = False
 
     @property
@@ -144,13 +147,13 @@ certificate = "pki/agent-{host}.crt"
 key = "pki/agent-{host}.key"
 {'crl = "pki/ca.crl"' if self.has_crl else ""}
 {self.rules}[storage]
-shared_dirs = ["{self.shared}"]
+shared_dirs = ["{self.shared_at.get(host, self.shared)}"]
 {etcd and "[storage.etcd]"}
 {etcd}
 [guests.embedded]
 dir = "{self.guests_dir(host)}"
 {embedded}
-{qemu and self._qemu(host) + qemu}
+{qemu and self._qemu(host, qemu)}
 [limits]
 {limits or 'outage = "5s"'}
 {listed}
@@ -158,14 +161,14 @@ dir = "{self.guests_dir(host)}"
         )
         return path
 
-    def _qemu(self, host: str) -> str:
+    def _qemu(self, host: str, lines: str) -> str:
+        defaults = {"accels": '["tcg"]', "kernel_dirs": f'["{self.folder / "boot"}"]'}
         # A host whose QEMU is another one: see `wrapped_qemu`.
         wrapped = self.folder / host / "qemu-wrapped"
-        binary = f'binary = "{wrapped}"\n' if wrapped.exists() else ""
-        return (
-            f'[guests.qemu]\ndir = "{self.qemu_dir(host)}"\naccels = ["tcg"]\n{binary}'
-            f'kernel_dirs = ["{self.folder / "boot"}"]\n'
-        )
+        if wrapped.exists():
+            defaults["binary"] = f'"{wrapped}"'
+        told = "".join(f"{key} = {value}\n" for key, value in defaults.items() if key not in lines)
+        return f'[guests.qemu]\ndir = "{self.qemu_dir(host)}"\n{told}{lines}'
 
     def qemu_dir(self, host: str) -> Path:
         return self.folder / host / "qemu"
@@ -313,24 +316,34 @@ dir = "{self.guests_dir(host)}"
         return int(head.split()[1]), body.decode()
 
 
+# Lines of a configuration: for both hosts, or for each.
+Lines = str | Mapping[str, str]
+
+
+def _lines(lines: Lines, host: str) -> str:
+    return lines if isinstance(lines, str) else lines.get(host, "")
+
+
 @asynccontextmanager
 async def running_fleet(
     folder: Path,
-    limits: str = "",
-    embedded: str = "",
-    qemu: str = "",
+    limits: Lines = "",
+    embedded: Lines = "",
+    qemu: Lines = "",
     authority: Authority | None = None,
     rules: str = ALLOW_ALL,
     crl: bool = False,
     etcd: str = "",
+    shared_at: Mapping[str, Path] = MappingProxyType({}),
 ) -> AsyncIterator[Fleet]:
     """Two agents that know each other, in this process and loop; both end with the block.
 
-    `rules` are what both allow. With `crl` they have a list that revokes nobody yet.
+    Lines of the configuration are for both hosts, or those of each. `rules` are what both allow. With `crl` they have a
+    list that revokes nobody yet. `shared_at` is the storage of a host that does not see what the others do.
     `qemu` are more lines of [guests.qemu]; without any, the agents run no such guests. `authority` issues their
     certificates where a test needs more of that CA than `agents.pki` gives. `etcd` are lines of [storage.etcd].
     """
-    fleet = Fleet(folder, rules=rules, has_crl=crl)
+    fleet = Fleet(folder, rules=rules, has_crl=crl, shared_at=dict(shared_at))
     fleet.issue()
     if crl:
         revoke(folder / "pki", ())
@@ -339,7 +352,14 @@ async def running_fleet(
     async with anyio.create_task_group() as tasks:
         ports = {host: free_port() for host in HOSTS}
         for host in HOSTS:
-            config = fleet.write_config(host, ports, limits=limits, embedded=embedded, qemu=qemu, etcd=etcd)
+            config = fleet.write_config(
+                host,
+                ports,
+                limits=_lines(limits, host),
+                embedded=_lines(embedded, host),
+                qemu=_lines(qemu, host),
+                etcd=etcd,
+            )
             agent = fleet.agents[host] = HostAgent(load_settings(config))
             listening = anyio.Event()
 

@@ -136,6 +136,7 @@ def running_processes(
     limits: str,
     qemu: str = "",
     fronts: Mapping[str, str] = MappingProxyType({}),
+    prefixes: Mapping[str, list[str]] = MappingProxyType({}),
 ) -> Iterator[Processes]:
     """Two agents that know each other, by `fronts` where a network lies before them; both end with the block."""
     fleet = Fleet(folder, fronts=dict(fronts))
@@ -145,7 +146,7 @@ def running_processes(
         host: fleet.write_config(host, ports, limits=limits, event_loop=event_loop, qemu=qemu)
         for host in HOSTS
     }
-    processes = Processes(fleet, configs)
+    processes = Processes(fleet, configs, prefixes=dict(prefixes))
     try:
         processes.start(*HOSTS)
         yield processes

@@ -78,11 +78,7 @@ class QemuGuests:
 
     def pid(self, host: str, spec: QemuSpec) -> int | None:
         """The process of a guest on a host, if there is one."""
-        with contextlib.suppress(OSError, ValueError):
-            pid = int(self.paths(host, spec).pid.read_text())
-            if spec.guest_id.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
-                return pid
-        return None
+        return pid_of(self.paths(host, spec))
 
     @asynccontextmanager
     async def monitor(self, host: str, spec: QemuSpec) -> AsyncIterator[Qmp]:
@@ -129,9 +125,23 @@ class QemuGuests:
         """Kill every QEMU of these guests."""
         for spec in self.specs.values():
             for host in HOSTS:
-                if (pid := self.pid(host, spec)) is not None:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+                end_qemu(self.paths(host, spec))
+
+
+def end_qemu(paths: QemuPaths) -> None:
+    """Kill the QEMU of these paths, if there is one."""
+    if (pid := pid_of(paths)) is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def pid_of(paths: QemuPaths) -> int | None:
+    """The process that wrote this pid file, if it is a QEMU with this monitor still."""
+    with contextlib.suppress(OSError, ValueError):
+        pid = int(paths.pid.read_text())
+        if str(paths.qmp).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+            return pid
+    return None
 
 
 @contextlib.contextmanager

@@ -29,6 +29,8 @@ from migrate.plan import OnTimeout
 from migrate.preflight import Severity
 from tests.agents.host.fleet import HOSTS, NOISE, SLOW, Fleet, in_precopy, report_of, running_fleet
 
+# What a machine that runs tests may well be found to be.
+BUSY = {"load", "pressure", "swap"}
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
@@ -210,7 +212,8 @@ async def test_a_check_tells_every_finding_and_changes_nothing(folder: Path) -> 
         before = sorted(path.name for path in fleet.shared.iterdir())
         report = await fleet.ask("host-a", Check(guest="worker", to="host-b"))
         assert isinstance(report, CheckReport)
-        assert {finding.severity for finding in report.findings} == {Severity.OK}
+        # Whether this very machine is busy is not this test's business.
+        assert {f.severity for f in report.findings if f.check not in BUSY} == {Severity.OK}
         assert {"cpu-features", "storage", "ownership", "memory", "identity"} <= {
             f.check for f in report.findings
         }

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.hypervisors.qemu.adopt import spec_of
+from agents.hypervisors.qemu.adopt import MAX_PROBLEM_CHARS, MAX_PROBLEMS, spec_of
 from agents.hypervisors.qemu.cmdline import HostPaths, argv_of
 from agents.hypervisors.qemu.errors import NotAdoptable, SpecInvalid
 from agents.hypervisors.qemu.spec import (
@@ -147,40 +147,125 @@ def test_a_qemu_that_somebody_else_started_becomes_a_spec() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("more", "words"),
-    [
-        (("-usb",), "-usb has no value"),
-        (("-device", "vfio-pci,host=01:00.0"), "-device vfio-pci"),
-        (("-device", "VGA,vgamem_mb=64"), "vgamem_mb=64"),
-        (("-machine", "pc-q35-7.2,memory-backend=mem,vmport=off"), "vmport=off"),
-        (("-drive", "file=/srv/a.raw,if=virtio"), "-drive"),
-        (("-netdev", "tap,id=n,ifname=t,script=no,vhost=on", "-device", "virtio-net-pci,netdev=n"), "vhost"),
-        (
-            ("-netdev", "tap,id=n,ifname=t", "-device", "virtio-net-pci,netdev=n,mac=52:54:00:00:00:01"),
-            "scripts",
-        ),
-        (("-rtc", "base=localtime"), "-rtc"),
-        (("-serial", "none", "-serial", "pty"), "2 -serial"),
-        (("-vga", "qxl"), "-vga"),
-        (("-smp", "cpus=2,sockets=2"), "sockets=2"),
-        (("-display", "gtk"), "-display"),
-        (("-numa", "node,nodeid=0,memdev=mem,cpus=0-1"), "cpus=0-1"),
-        (("-object", "memory-backend-memfd,id=other,size=1G,share=on"), "other"),
-        (("-object", "memory-backend-memfd,id=mem,size=1G"), "share=on"),
-        (("-object", "memory-backend-ram,id=mem,size=1G,share=on"), "memory-backend-ram"),
-        (("-object", "secret,id=s,data=x"), "secret"),
-        (("-blockdev", '{"driver":"raw"}'), "JSON"),
-        (("-blockdev", "driver=rbd,node-name=d", "-device", "virtio-blk-pci,drive=d"), "raw and qcow2"),
-        (("-device", "virtio-blk-pci,drive=none"), "drive"),
-        (("-device", "virtio-balloon-pci"), "free-page-reporting"),
-        (("-cpu", "host,migratable=off"), "cpu"),
-        (("disk.img",), "disk.img"),
-    ],
-)
+WITHOUT_PLACE: list[tuple[tuple[str, ...], str]] = [
+    (("-usb",), "-usb has no value"),
+    (("-device", "vfio-pci,host=01:00.0"), "-device vfio-pci"),
+    (("-device", "VGA,vgamem_mb=64"), "vgamem_mb=64"),
+    (("-machine", "pc-q35-7.2,memory-backend=mem,vmport=off"), "vmport=off"),
+    (("-drive", "file=/srv/a.raw,if=virtio"), "-drive"),
+    (("-netdev", "tap,id=n,ifname=t,script=no,vhost=on", "-device", "virtio-net-pci,netdev=n"), "vhost"),
+    (
+        ("-netdev", "tap,id=n2,ifname=t", "-device", "virtio-net-pci,netdev=n2,mac=52:54:00:00:00:01"),
+        "scripts",
+    ),
+    (("-rtc", "base=localtime"), "-rtc"),
+    (("-serial", "none", "-serial", "pty"), "2 -serial"),
+    (("-vga", "qxl"), "-vga"),
+    (("-smp", "cpus=2,sockets=2"), "sockets=2"),
+    (("-display", "gtk"), "-display"),
+    (("-numa", "node,nodeid=0,memdev=mem,cpus=0-1"), "cpus=0-1"),
+    (("-object", "memory-backend-memfd,id=other,size=1G,share=on"), "other"),
+    (("-object", "memory-backend-memfd,id=mem,size=1G"), "share=on"),
+    (("-object", "memory-backend-ram,id=mem,size=1G,share=on"), "memory-backend-ram"),
+    (("-object", "secret,id=s,data=x"), "secret"),
+    (("-blockdev", '{"driver":"raw"}'), "JSON"),
+    (("-blockdev", "driver=rbd,node-name=d", "-device", "virtio-blk-pci,drive=d"), "raw and qcow2"),
+    (("-device", "virtio-blk-pci,drive=none"), "drive"),
+    (("-device", "virtio-balloon-pci"), "free-page-reporting"),
+    (("-cpu", "host,migratable=off"), "cpu"),
+    (("disk.img",), "disk.img"),
+]
+
+
+@pytest.mark.parametrize(("more", "words"), WITHOUT_PLACE)
 def test_what_has_no_place_in_a_spec_is_named(more: tuple[str, ...], words: str) -> None:
     with pytest.raises(NotAdoptable, match=words):
         spec_of(theirs(*more))
+
+
+def problems_of(argv: list[str]) -> tuple[str, ...]:
+    with pytest.raises(NotAdoptable) as caught:
+        spec_of(argv)
+    return caught.value.problems
+
+
+# Later ones take the place of earlier ones (-machine, -smp), and one that may have a value takes the next word (-usb).
+TOGETHER = [
+    (more, words)
+    for more, words in WITHOUT_PLACE
+    if more[0] not in ("-machine", "-smp", "-serial", "-cpu", "-usb")
+    and "id=mem" not in str(more)
+    and words != "JSON"
+]
+
+
+@given(st.lists(st.sampled_from(TOGETHER), min_size=1, max_size=8, unique_by=lambda one: one[0]))
+def test_one_argument_never_hides_another(chosen: list[tuple[tuple[str, ...], str]]) -> None:
+    problems = problems_of(theirs(*(word for more, _ in chosen for word in more)))
+    assert len(problems) >= len(chosen)
+    for _, words in chosen:
+        assert any(words in problem for problem in problems), (words, problems)
+
+
+def test_each_of_several_devices_has_its_own_sentence() -> None:
+    devices = ("vfio-pci,host=01:00.0", "ivshmem-plain,memdev=x", "tpm-tis,tpmdev=t", "usb-tablet")
+    problems = problems_of(theirs(*(word for device in devices for word in ("-device", device))))
+    assert [problem.split()[1] for problem in problems] == [device.partition(",")[0] for device in devices]
+
+
+def test_a_device_may_stand_before_what_it_refers_to() -> None:
+    card, tap = "virtio-net-pci,netdev=n0,mac=52:54:00:00:00:07", "user,id=n0"
+    wanted = spec_of(theirs("-netdev", tap, "-device", card))
+    assert spec_of(theirs("-device", card, "-netdev", tap)) == wanted
+    assert len(wanted.networks) == 1
+
+
+def test_a_machine_of_many_mistakes_is_told_all_of_them() -> None:
+    problems = problems_of(
+        [
+            *("qemu-system-x86_64", "-name", "web1", "-M", "q35", "-cpu", "host,migratable=off", "-m", "1G"),
+            *("-usb", "-rtc", "base=localtime", "-device", "e1000,mac=52:54:00:00:00:07"),
+            *("-drive", "file=/srv/a.raw,if=none,id=d", "-device", "virtio-blk-pci,drive=d,serial=7"),
+        ]
+    )
+    for words in (
+        "-usb",
+        "-rtc",
+        "-device e1000",
+        "-drive",
+        "serial=7",
+        "-nodefaults",
+        "0 -serial",
+        "-uuid is missing",
+        "private to QEMU",
+        "machine: 'q35'",
+        "cpu: 'host,migratable=off'",
+    ):
+        assert sum(words in problem for problem in problems) == 1, (words, problems)
+    # Its drive is not missing: it was named already.
+    assert len(problems) == 11
+
+
+def test_what_a_lost_argument_would_have_said_is_no_problem_of_its_own() -> None:
+    problems = problems_of(
+        theirs("-blockdev", '{"driver":"raw","node-name":"d0"}', "-device", "virtio-blk-pci,drive=d0")
+    )
+    assert len(problems) == 1
+    assert "JSON" in problems[0]
+
+
+def test_problems_are_as_many_and_as_long_as_can_be_read_and_not_more() -> None:
+    def with_devices(count: int) -> tuple[str, ...]:
+        return problems_of(theirs(*(word for n in range(count) for word in ("-device", f"d{n}"))))
+
+    assert len(with_devices(MAX_PROBLEMS)) == MAX_PROBLEMS
+    assert with_devices(MAX_PROBLEMS + 2)[MAX_PROBLEMS:] == ("and 2 more arguments like these",)
+    (problem,) = problems_of(theirs("-netdev", "tap,id=n", "-" + "x" * 5000))
+    assert len(problem) == MAX_PROBLEM_CHARS
+    (problem,) = problems_of(
+        theirs("-blockdev", "driver=x,node-name=\udcff\x1b", "-device", "virtio-blk-pci,drive=\udcff\x1b")
+    )
+    assert problem.isprintable()
 
 
 @pytest.mark.parametrize("missing", ["-uuid", "-name", "-cpu", "-nodefaults", "-object", "-serial", "-M"])

@@ -85,8 +85,8 @@ _DESCRIBED_AT_ONCE: Final = 8
 _LIST_TIMEOUT_S: Final = 2.0
 # A preflight asks for facts and for inhabitants one after the other: the guests are asked once for both.
 _FOUND_HOLDS_S: Final = 2.0
-# Which models this host has besides is half a second's question, once.
-_ADVICE_S: Final = 2.0
+# Which models this host has besides is half a second's question, once; a machine that is very busy takes some seconds.
+_ADVICE_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +138,7 @@ class QemuHypervisor:
             free_memory_bytes=free_bytes + _huge_bytes(guest),
             guest_ids=tuple(one.guest_id for one in here if not one.is_incoming),
             hardware=await self._hardware_here(guest, models, here),
-            cpu_host=await self._cpu_host(accel, models) if models else HostCpuFacts(),
+            cpu_host=models.cpu_host(await self._kvm_of(accel)) if models else HostCpuFacts(),
         )
 
     async def objections(self, facts: GuestFacts) -> tuple[Objection, ...]:
@@ -302,7 +302,7 @@ class QemuHypervisor:
                 self._cpus[found.pid] = await cpu_of(qmp, spec.cpu), await self._cpu_run(qmp, spec)
             cpu, run = self._cpus[found.pid]
             if models is not None:
-                run = replace(run, alternatives=_alternatives(cpu, models))
+                run = replace(run, alternatives=models.alternatives(cpu))
             hardware = await self._hardware_of(qmp)
             facts = replace(
                 _facts(spec, cpu, run, is_running=await run_state(qmp) == "running"),
@@ -403,33 +403,20 @@ class QemuHypervisor:
 
     async def _cpu_run(self, qmp: Qmp, spec: QemuSpec) -> GuestCpuFacts:
         added, removed = changes_of(spec)
-        is_native = spec.accel is Accel.KVM
+        kvm = await self._kvm_of(spec.accel)
         return GuestCpuFacts(
-            is_native=is_native,
+            is_native=kvm is not None,
             added=added,
             removed=removed,
             version=await version_of(qmp),
-            host_vendor=(await self._own_cpu()).vendor if is_native else "",
+            host_vendor=kvm.vendor if kvm else "",
             tsc_khz=await tsc_khz_of(qmp),
         )
 
-    async def _cpu_host(self, accel: Accel, models: HostModels) -> HostCpuFacts:
+    async def _kvm_of(self, accel: Accel) -> KvmCpu | None:
+        """Ask KVM of the host's own CPU, which does not change while an agent runs."""
         if accel is not Accel.KVM:
-            return HostCpuFacts(version=models.version, features=models.features)
-        kvm, own = await self._own_cpu(), models.own
-        return HostCpuFacts(
-            is_native=True,
-            version=models.version,
-            features=models.features,
-            vendor=kvm.vendor or (own.vendor if own else ""),
-            family=kvm.family or (own.family if own else 0),
-            number=kvm.number or (own.number if own else 0),
-            tsc_khz=kvm.tsc_khz,
-            has_tsc_scaling=kvm.has_tsc_scaling,
-        )
-
-    async def _own_cpu(self) -> KvmCpu:
-        """A host's CPU does not change while an agent runs."""
+            return None
         if self._kvm is None:
             self._kvm = await anyio.to_thread.run_sync(kvm_cpu)
         return self._kvm
@@ -539,12 +526,6 @@ def _confinement(pid: int, is_encrypted: bool, root: Path) -> Confinement:
 
 def _blocks(spec: QemuSpec) -> tuple[BlockFacts, ...]:
     return tuple(BlockFacts(name=memory.name, size_bytes=memory.size_bytes) for memory in spec.memories)
-
-
-def _alternatives(cpu: CpuFacts, models: HostModels) -> tuple[str, ...]:
-    wanted = set(cpu.features)
-    fitting = [one for one in models.cpus if not one.is_host_dependent and wanted.issubset(one.features)]
-    return tuple(one.model for one in sorted(fitting, key=lambda one: (len(one.features), one.model)))
 
 
 def _facts(spec: QemuSpec, cpu: CpuFacts, run: GuestCpuFacts | None, *, is_running: bool) -> GuestFacts:

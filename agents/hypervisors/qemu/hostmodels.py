@@ -15,12 +15,13 @@ from typing import Final
 
 import anyio
 
+from agents.hypervisors.kvm import KvmCpu
 from agents.hypervisors.qemu.describe import cpu_of_properties, features_of_expansion, version_of
 from agents.hypervisors.qemu.errors import QemuGone, QmpFailed
 from agents.hypervisors.qemu.qmp import Qmp, field_of
 from agents.hypervisors.qemu.spec import Accel
 from migrate.cpunames import canonical_all
-from migrate.facts import CpuFacts
+from migrate.facts import CpuFacts, HostCpuFacts
 
 __all__ = ["HostModels", "ModelCatalog"]
 
@@ -46,6 +47,28 @@ class HostModels:
     version: str
     deprecated: tuple[str, ...] = ()
     device_types: frozenset[str] = frozenset()
+
+    def alternatives(self, cpu: CpuFacts) -> tuple[str, ...]:
+        """Give the models with everything that a guest's CPU has, the nearest first; not those that vary by host."""
+        wanted = set(cpu.features)
+        fitting = [one for one in self.cpus if not one.is_host_dependent and wanted.issubset(one.features)]
+        return tuple(one.model for one in sorted(fitting, key=lambda one: (len(one.features), one.model)))
+
+    def cpu_host(self, kvm: KvmCpu | None) -> HostCpuFacts:
+        """Give what the host has besides; `kvm` is what KVM says of it, None where its own CPU runs no guests."""
+        if kvm is None:
+            return HostCpuFacts(version=self.version, features=self.features)
+        own = self.own or CpuFacts(model="", features=())
+        return HostCpuFacts(
+            is_native=True,
+            version=self.version,
+            features=self.features,
+            vendor=kvm.vendor or own.vendor,
+            family=kvm.family or own.family,
+            number=kvm.number or own.number,
+            tsc_khz=kvm.tsc_khz,
+            has_tsc_scaling=kvm.has_tsc_scaling,
+        )
 
 
 class ModelCatalog:
@@ -95,14 +118,13 @@ class ModelCatalog:
                         process.kill()
 
     async def _interview(self, process: anyio.abc.Process, socket: Path) -> HostModels:
-        while not await anyio.Path(socket).exists():
+        while (qmp := await _connected(socket)) is None:
             if process.returncode is not None:
                 words = b""
                 if process.stderr is not None:
                     words = await process.stderr.receive(_MAX_WORDS_BYTES)
                 raise QemuGone(f"{self._binary} does not start: {words.decode(errors='replace').strip()}")
             await anyio.sleep(POLL_S)
-        qmp = await Qmp.connect(socket)
         try:
             machines, cpus = await self._machines(qmp), await self._cpus(qmp)
             return HostModels(
@@ -176,3 +198,13 @@ class ModelCatalog:
         types = await qmp.execute("qom-list-types", {"implements": "device", "abstract": False})
         names = [field_of(one, "name") for one in (types if isinstance(types, list) else [])]
         return frozenset(name for name in names if isinstance(name, str))
+
+
+async def _connected(socket: Path) -> Qmp | None:
+    """Connect to a QEMU that starts; None while it does not listen. Its socket is there a moment before it listens."""
+    if not await anyio.Path(socket).exists():
+        return None
+    try:
+        return await Qmp.connect(socket)
+    except QemuGone:
+        return None

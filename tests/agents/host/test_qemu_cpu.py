@@ -10,7 +10,7 @@ import pytest
 from agents.api import Check, CheckReport
 from migrate.preflight import Finding, Severity
 from tests.agents.host.qemu_guests import QemuGuests, qemu_fleet
-from tests.agents.hypervisors.qemu.conftest import needs_qemu, wrapped_qemu
+from tests.agents.hypervisors.qemu.conftest import needs_qemu, retold_qemu, wrapped_qemu
 
 pytestmark = [
     pytest.mark.anyio,
@@ -82,9 +82,7 @@ async def test_a_guest_without_what_its_host_lacks_passes_and_additions_are_judg
 
 
 async def test_a_model_that_only_one_qemu_knows_is_refused(folder: Path) -> None:
-    # A QEMU that answers for itself alone: its list of models has no Nehalem.
-    wrapper = wrapped_qemu(folder / "host-b", "")
-    wrapper.write_text(_WITHOUT_A_MODEL)
+    retold_qemu(folder / "host-b", r'\{"name": "Nehalem[^}]*\}(, )?', "")
     async with qemu_fleet(folder) as guests:
         spec = guests.spec()
         await guests.start("host-a", spec, beats=1)
@@ -92,40 +90,3 @@ async def test_a_model_that_only_one_qemu_knows_is_refused(folder: Path) -> None
         assert severe(found)["cpu-model"] is Severity.REFUSED
         assert "cpu-features" not in severe(found)
         assert "Westmere" in found["cpu-model"].remedy
-
-
-# Between the agent and the QEMU that it asks: passes lines on, and leaves the models named Nehalem out of answers.
-_WITHOUT_A_MODEL = """\
-#!/usr/bin/env python3
-import os, re, socket, subprocess, sys, threading
-
-arguments = sys.argv[1:]
-asked = [one for one in arguments if one.startswith("unix:")]
-if "none,accel=tcg" not in arguments or not asked:
-    os.execv("/usr/bin/qemu-system-x86_64", ["qemu-system-x86_64", *arguments])
-path = asked[0].removeprefix("unix:").partition(",")[0]
-inner = path + ".inner"
-arguments[arguments.index(asked[0])] = asked[0].replace(path, inner)
-qemu = subprocess.Popen(["/usr/bin/qemu-system-x86_64", *arguments])
-while not os.path.exists(inner):
-    pass
-there = socket.socket(socket.AF_UNIX)
-there.connect(inner)
-listener = socket.socket(socket.AF_UNIX)
-listener.bind(path)
-listener.listen()
-here, _ = listener.accept()
-
-
-def back():
-    for line in there.makefile("rb"):
-        here.sendall(re.sub(rb'\\{"name": "Nehalem[^}]*\\}(, )?', b"", line))
-
-
-threading.Thread(target=back, daemon=True).start()
-try:
-    while data := here.recv(65536):
-        there.sendall(data)
-finally:
-    qemu.kill()
-"""

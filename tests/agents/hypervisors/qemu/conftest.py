@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,53 @@ def wrapped_qemu(folder: Path, arguments: str) -> Path:
     binary.write_text(f'#!/bin/sh\nexec {QEMU} "$@" {arguments}\n')
     binary.chmod(0o755)
     return binary
+
+
+def retold_qemu(folder: Path, pattern: str, instead: str) -> Path:
+    """Make a QEMU whose answers about itself are others: what matches is replaced. Guests get the real one."""
+    binary = wrapped_qemu(folder, "")
+    said = {"QEMU": str(QEMU), "PATTERN": pattern.encode(), "INSTEAD": instead.encode()}
+    told = "".join(f"{name} = {value!r}\n" for name, value in said.items())
+    binary.write_text(f"#!{sys.executable}\n{told}{_BETWEEN}")
+    return binary
+
+
+# Stands between the agent and the QEMU that it asks for its models, and passes lines on.
+_BETWEEN = """\
+import ctypes, os, re, socket, subprocess, sys, threading, time
+
+arguments = sys.argv[1:]
+asked = [one for one in arguments if one.startswith("unix:")]
+if "none,accel=tcg" not in arguments or not asked:
+    os.execv(QEMU, ["qemu-system-x86_64", *arguments])
+path = asked[0].removeprefix("unix:").partition(",")[0]
+inner = path + ".inner"
+arguments[arguments.index(asked[0])] = asked[0].replace(path, inner)
+# It ends with this process, whoever ends that.
+qemu = subprocess.Popen([QEMU, *arguments], preexec_fn=lambda: ctypes.CDLL(None).prctl(1, 9))
+there = socket.socket(socket.AF_UNIX)
+while there.connect_ex(inner):
+    time.sleep(0.01)
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(path)
+# As on a machine that is busy: the socket is there, and nobody listens yet.
+time.sleep(0.1)
+listener.listen()
+here, _ = listener.accept()
+
+
+def back():
+    for line in there.makefile("rb"):
+        here.sendall(re.sub(PATTERN, INSTEAD, line))
+
+
+threading.Thread(target=back, daemon=True).start()
+try:
+    while data := here.recv(65536):
+        there.sendall(data)
+finally:
+    qemu.kill()
+"""
 
 
 def needs_root_tool(name: str) -> pytest.MarkDecorator:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from agents.hypervisors.kvm import KvmCpu
 from agents.hypervisors.qemu.describe import cpu_of_properties
 from agents.hypervisors.qemu.errors import QemuGone
 from agents.hypervisors.qemu.hostmodels import HostModels, ModelCatalog
 from agents.hypervisors.qemu.spec import Accel
 from migrate.cpunames import canonical_all
-from migrate.facts import CpuFacts
+from migrate.facts import CpuFacts, HostCpuFacts
 from tests.agents.hypervisors.qemu.conftest import QEMU, needs_qemu, wrapped_qemu
 
 pytestmark = pytest.mark.anyio
@@ -59,6 +60,36 @@ async def test_features_that_a_host_takes_away_are_gone(tmp_path: Path) -> None:
 async def test_a_binary_that_is_missing_is_said() -> None:
     with pytest.raises(QemuGone, match="is missing"):
         await ModelCatalog(Path("/nonexistent/qemu")).of(Accel.TCG)
+
+
+MODELS = HostModels(
+    cpus=(
+        CpuFacts(model="large", features=("a", "b", "c")),
+        CpuFacts(model="max", features=("a", "b", "c"), is_host_dependent=True),
+        CpuFacts(model="near", features=("a", "b")),
+        CpuFacts(model="small", features=("a",)),
+    ),
+    features=("a", "b", "c"),
+    own=CpuFacts(model="host", features=(), vendor="MakerOfChips", family=7, number=3),
+    machines=(),
+    version="7.2.0",
+)
+
+
+def test_alternatives_have_all_that_a_guest_has_the_nearest_first() -> None:
+    assert MODELS.alternatives(CpuFacts(model="x", features=("b",))) == ("near", "large")
+    assert MODELS.alternatives(CpuFacts(model="x", features=("z",))) == ()
+
+
+def test_the_hosts_own_cpu_is_what_kvm_says_and_else_qemus_model_of_it() -> None:
+    assert MODELS.cpu_host(None) == HostCpuFacts(version="7.2.0", features=("a", "b", "c"))
+    silent = MODELS.cpu_host(KvmCpu())
+    assert (silent.is_native, silent.vendor, silent.family, silent.number) == (True, "MakerOfChips", 7, 3)
+    assert (silent.tsc_khz, silent.has_tsc_scaling) == (0, None)
+    kvm = KvmCpu(vendor="Other", family=6, number=60, tsc_khz=2_000_000, has_tsc_scaling=True)
+    told = MODELS.cpu_host(kvm)
+    assert (told.vendor, told.family, told.number) == ("Other", 6, 60)
+    assert (told.tsc_khz, told.has_tsc_scaling) == (2_000_000, True)
 
 
 def test_properties_that_are_nonsense_are_unknown() -> None:

@@ -193,7 +193,10 @@ class SendBundle:
                 await run_interruptibly(courier.carry, self._flow.interrupt, self._limiter)
             except _LINK_ERRORS as exc:
                 self._link_breaks += 1
-                is_flapping = not courier.has_worked
+                # Standing idle is no work while another connection waits: a peer that acknowledges nothing on any of
+                # several would never be left.
+                is_idle = courier.has_worked and self._flow.in_flight_bytes == 0
+                is_flapping = not courier.is_acknowledged and not is_idle
                 if not is_flapping:
                     backoff.reset()
                     self._well_at_s = anyio.current_time()
@@ -238,7 +241,11 @@ class SendBundle:
     async def _pause(self, backoff: Backoff) -> None:
         """Wait before the next attempt, or end the round when no connection has worked for too long."""
         left_s = self._well_at_s + self._outage_s - anyio.current_time()
-        if self._couriers or left_s > 0:
+        if self._couriers:
+            # One that was just made has as long to prove itself as an old one.
+            left_s += self._dead_peer_s
+        is_idle = bool(self._couriers) and self._flow.in_flight_bytes == 0
+        if left_s > 0 or is_idle or any(courier.is_acknowledged for courier in self._couriers.values()):
             await anyio.sleep(backoff.next_s())
             return
         cause = self._last_break

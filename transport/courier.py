@@ -58,6 +58,7 @@ class Courier:
         self._sending: SealedRecord | None = None
         self._owed = 0  # records that the peer has some of, and has not acknowledged
         self._has_worked = False
+        self._is_acknowledged = False
         self._heard_at_s = 0.0
 
     @property
@@ -67,6 +68,11 @@ class Courier:
         A connection that breaks as soon as it is made has not worked: an outage goes on through it.
         """
         return self._has_worked
+
+    @property
+    def is_acknowledged(self) -> bool:
+        """The peer has acknowledged something on this connection."""
+        return self._is_acknowledged
 
     def carry(self) -> None:
         """Work until the round is done or the flow is interrupted. Blocks; one thread at a time.
@@ -114,10 +120,11 @@ class Courier:
         self._send(record)
 
     def _send(self, record: SealedRecord) -> None:
+        # Already while it waits: an acknowledgement of it frees what is about to be sent.
+        self._sending = record
         if not self._pace(len(record.wire)):
             return
         is_repeat, record.was_begun = record.was_begun, True
-        self._sending = record
         self._owed += 1
         if self._owed == 1:
             self._heard_at_s = time.monotonic()
@@ -204,7 +211,7 @@ class Courier:
         self._last_ack_seq = seq
         self._flow.ack(int.from_bytes(body, "big"), self._slot, self._sending)
         self._owed -= 1
-        self._has_worked = True
+        self._has_worked = self._is_acknowledged = True
 
 
 def _timeval(seconds: float) -> bytes:

@@ -259,6 +259,24 @@ async def test_a_peer_that_is_silent_for_too_long_is_a_broken_connection() -> No
         assert sorted(seen.numbers) == list(range(5))
 
 
+@pytest.mark.parametrize(
+    ("outage_s", "dead_peer_s"),
+    # With the second one a connection stands idle for long enough to look well, while another one waits.
+    [(0.2, 0.05), pytest.param(1.0, 0.6, marks=pytest.mark.slow)],
+)
+async def test_connections_that_are_made_and_never_acknowledge_anything_are_an_outage(
+    outage_s: float, dead_peer_s: float
+) -> None:
+    is_over = threading.Event()
+    seen = Seen(on_payload=lambda number: is_over.wait(30))
+    async with ends(seen, outage_s=outage_s, dead_peer_s=dead_peer_s) as both:
+        try:
+            with anyio.fail_after(10), pytest.raises(PeerGone, match="no data connection worked"):
+                await both.sender.send_all(Numbers(until=10))
+        finally:
+            is_over.set()
+
+
 @pytest.mark.parametrize("bandwidth_bytes_per_s", [None, 0.0, 1000.0])
 async def test_a_cancelled_round_ends_at_once_and_leaves_no_thread_at_work(
     bandwidth_bytes_per_s: float | None,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transport import limits
 from transport.courier import ACK_BYTES, Courier
 from transport.errors import BadSeal, PeerGone, PeerMisbehaved, ReplayedRecord
-from transport.flow import Flow
+from transport.flow import Flow, Waker
 from transport.frames import HEADER_BYTES, TAG_BYTES, Header, Kind, pack_header
 from transport.seal import Keys, Opener, Sealer
 
@@ -89,6 +89,21 @@ def test_each_wrong_acknowledgement_breaks_the_connection(acks: list[bytes], err
     with pytest.raises(error) as caught:
         carry_with(acks)
     assert type(caught.value) is error
+
+
+def test_an_acknowledgement_of_a_record_that_waits_for_the_rate_breaks_the_connection() -> None:
+    # The peer may have it: who is on the path sent it there on another connection, and now it goes again.
+    with courier(payloads=1) as (carrier, flow, peer):
+
+        def pace(taken_bytes: int, waker: Waker) -> tuple[float, int]:
+            peer.sendall(ack(0, 0))
+            return 0.01, 0
+
+        flow.pace = pace  # type: ignore[method-assign]
+        with pytest.raises(PeerMisbehaved, match="before it was sent"):
+            carrier.carry()
+        assert not flow.is_round_done
+        assert flow.in_flight_bytes > 0
 
 
 def test_a_peer_that_hung_up_between_two_rounds_is_seen_before_anything_is_sent() -> None:

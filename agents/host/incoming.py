@@ -47,7 +47,10 @@ KEEP_ANSWER_S: Final = 120.0
 
 @dataclass(slots=True, kw_only=True)
 class _Session:
-    """One source's session: a migration, or a dry run that will never become one."""
+    """One source's session: a migration, or a dry run that will never become one.
+
+    While one of its `calls` is answered the source waits for us: it is not silent.
+    """
 
     peer: str
     migration: IncomingMigration
@@ -56,6 +59,7 @@ class _Session:
     job: Job | None = None
     heard_at_s: float = 0.0
     received_bytes: int = 0
+    calls: int = 0
     ended_at_s: float | None = None
 
 
@@ -195,9 +199,11 @@ class Incoming:
         if isinstance(request, Prepare):
             earlier = self._earlier(request.resumes, peer)
             self._admit(session_id, session, request, peer, earlier)
+        session.calls += 1
         try:
             reply = await session.migration.handle(request)
         finally:
+            session.calls -= 1
             session.heard_at_s = anyio.current_time()
             if session.migration.phase is not Phase.COMPLETE:
                 await self._settle(session)
@@ -335,7 +341,7 @@ class Incoming:
             session.received_bytes = session.migration.received_bytes
             session.heard_at_s = now_s
         patience_s = self._patience_s()
-        if now_s - session.heard_at_s <= patience_s:
+        if session.calls or now_s - session.heard_at_s <= patience_s:
             return
         if session.job is None:
             self._forget(session_id)

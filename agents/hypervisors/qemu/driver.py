@@ -8,22 +8,18 @@ or holds the guest for a migration and answers from what it knows.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import math
-import os
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import anyio
 import anyio.to_thread
 
-from agents.hypervisors.confinement import ROOT, profile_of, selinux_label_of
+from agents.hypervisors.confinement import ROOT
 from agents.hypervisors.hostmemory import free_memory_bytes, memory_nodes
 from agents.hypervisors.inhabitants import Inhabitant
 from agents.hypervisors.kvm import KvmCpu, kvm_cpu
-from agents.hypervisors.qemu.adopt import spec_of
 from agents.hypervisors.qemu.allowed import QemuHost
 from agents.hypervisors.qemu.describe import (
     balloon_of,
@@ -37,34 +33,37 @@ from agents.hypervisors.qemu.describe import (
     vcpu_threads,
     version_of,
 )
-from agents.hypervisors.qemu.errors import NotAdoptable, QemuError, QemuGone, QmpFailed, SpecInvalid
+from agents.hypervisors.qemu.errors import QemuError, QemuGone, QmpFailed, SpecInvalid
+from agents.hypervisors.qemu.found import Found, connected, interview, remove_if_dead
 from agents.hypervisors.qemu.guest import Hold, hold
+from agents.hypervisors.qemu.guestfacts import (
+    blocks_of,
+    confinement_of,
+    facts_of,
+    facts_of_undescribed,
+    huge_bytes_of,
+)
 from agents.hypervisors.qemu.hardware import devices_of, memory_nodes_of, unplanned
 from agents.hypervisors.qemu.hostmodels import HostModels, ModelCatalog
 from agents.hypervisors.qemu.incoming import QemuIncomingGuest
 from agents.hypervisors.qemu.launch import Process, end, launch
 from agents.hypervisors.qemu.observe import (
-    cpu_argument,
     observed_cpu,
     observed_disks,
     observed_ram,
     own_firmware,
 )
-from agents.hypervisors.qemu.processmap import command_line
-from agents.hypervisors.qemu.qmp import QMP_TIMEOUT_S, Qmp, field_of
+from agents.hypervisors.qemu.qmp import QMP_TIMEOUT_S, Qmp
 from agents.hypervisors.qemu.romfiles import RomShelf
 from agents.hypervisors.qemu.rundir import QemuPaths, monitors
 from agents.hypervisors.qemu.running import QemuRunningGuest
-from agents.hypervisors.qemu.spec import KIND, Accel, DiskSpec, QemuSpec
+from agents.hypervisors.qemu.spec import KIND, Accel, QemuSpec
 from agents.hypervisors.seen import Seen
 from memory.errors import RamError
 from migrate.errors import GuestBusy, GuestRefused, GuestUnknown
 from migrate.facts import (
     MAX_DEVICES,
-    BlockFacts,
-    Confinement,
     CpuFacts,
-    DiskFacts,
     FirmwareFacts,
     GuestCpuFacts,
     GuestDemand,
@@ -77,7 +76,7 @@ from migrate.facts import (
 )
 from migrate.ports import SeenGuest
 
-__all__ = ["Found", "QemuHypervisor", "interview"]
+__all__ = ["QemuHypervisor"]
 
 # Guests that are described at once: each is a connection and a dozen questions.
 _DESCRIBED_AT_ONCE: Final = 8
@@ -87,25 +86,6 @@ _LIST_TIMEOUT_S: Final = 2.0
 _FOUND_HOLDS_S: Final = 2.0
 # Which models this host has besides is half a second's question, once; a machine that is very busy takes some seconds.
 _ADVICE_S: Final = 10.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """One QEMU of the directory. `spec` is None where it cannot be described: `problems` say why. `cpu` is -cpu."""
-
-    paths: QemuPaths
-    pid: int
-    guest_id: str
-    name: str
-    state: str
-    spec: QemuSpec | None
-    problems: tuple[str, ...] = ()
-    cpu: str = ""
-
-    @property
-    def is_incoming(self) -> bool:
-        """It has not run on this host yet."""
-        return self.state == "inmigrate" or (self.state != "running" and self.paths.incoming.exists())
 
 
 class QemuHypervisor:
@@ -135,7 +115,7 @@ class QemuHypervisor:
             hypervisor=KIND,
             cpus=models.cpus if models else (),
             machines=models.machines if models else (),
-            free_memory_bytes=free_bytes + _huge_bytes(guest),
+            free_memory_bytes=free_bytes + huge_bytes_of(guest),
             guest_ids=tuple(one.guest_id for one in here if not one.is_incoming),
             hardware=await self._hardware_here(guest, models, here),
             cpu_host=models.cpu_host(await self._kvm_of(accel)) if models else HostCpuFacts(),
@@ -161,10 +141,10 @@ class QemuHypervisor:
             if one.is_incoming:
                 continue
             if one.spec is None:
-                listed.append(_facts_of_undescribed(one))
+                listed.append(facts_of_undescribed(one))
             else:
                 cpu, run = self._cpus.get(one.pid, (CpuFacts(model=one.spec.cpu_model, features=()), None))
-                listed.append(_facts(one.spec, cpu, run, is_running=one.state == "running"))
+                listed.append(facts_of(one.spec, cpu, run, is_running=one.state == "running"))
         return listed
 
     async def inhabitants(self) -> tuple[Inhabitant, ...]:
@@ -219,9 +199,9 @@ class QemuHypervisor:
                 or facts.ram_bytes != spec.ram_bytes
             ):
                 raise GuestRefused("the guest's facts and its spec do not fit each other; update both agents")
-            if facts.blocks != _blocks(spec):
+            if facts.blocks != blocks_of(spec):
                 raise GuestRefused("the guest's blocks of RAM are not those of its spec; update both agents")
-            free_bytes = self._free_memory_bytes(await self._find_all()) + _huge_bytes(facts)
+            free_bytes = self._free_memory_bytes(await self._find_all()) + huge_bytes_of(facts)
             if spec.ram_bytes > free_bytes:
                 raise GuestRefused(
                     f"{self._host_name} has {free_bytes >> 20} MiB of memory free and the guest needs "
@@ -288,10 +268,10 @@ class QemuHypervisor:
             is_incoming = await anyio.to_thread.run_sync(held.paths.incoming.exists)
             return replace(held, state="inmigrate" if is_incoming else "running")
         try:
-            async with _connected(monitor, timeout_s=_LIST_TIMEOUT_S) as qmp:
+            async with connected(monitor, timeout_s=_LIST_TIMEOUT_S) as qmp:
                 return await interview(qmp, QemuPaths.of_monitor(monitor))
         except QemuError:
-            await anyio.to_thread.run_sync(_remove_if_dead, monitor)
+            await anyio.to_thread.run_sync(remove_if_dead, monitor)
             return None
 
     async def _open(self, found: Found, spec: QemuSpec) -> QemuRunningGuest:
@@ -305,7 +285,7 @@ class QemuHypervisor:
                 run = replace(run, alternatives=models.alternatives(cpu))
             hardware = await self._hardware_of(qmp)
             facts = replace(
-                _facts(spec, cpu, run, is_running=await run_state(qmp) == "running"),
+                facts_of(spec, cpu, run, is_running=await run_state(qmp) == "running"),
                 machine=await machine_of(qmp),
                 blockers=(*await blockers_of(qmp), *unplanned(spec, hardware.devices)),
                 hardware=hardware,
@@ -315,7 +295,7 @@ class QemuHypervisor:
                     balloon_bytes=await balloon_of(qmp) if spec.has_balloon else None,
                 ),
                 confinement=await anyio.to_thread.run_sync(
-                    _confinement, found.pid, await is_confidential(qmp), self._root
+                    confinement_of, found.pid, await is_confidential(qmp), self._root
                 ),
             )
             threads = await vcpu_threads(qmp)
@@ -330,14 +310,14 @@ class QemuHypervisor:
     async def _observe(self, found: Found, refusal: str) -> GuestFacts:
         """Give what a QEMU says of a guest that cannot be opened; what it does not say is left out."""
         if found.spec is None:
-            facts = _facts_of_undescribed(found)
+            facts = facts_of_undescribed(found)
         else:
             cpu, run = self._cpus.get(found.pid, (CpuFacts(model=found.spec.cpu_model, features=()), None))
             facts = replace(
-                _facts(found.spec, cpu, run, is_running=found.state == "running"), blockers=(refusal,)
+                facts_of(found.spec, cpu, run, is_running=found.state == "running"), blockers=(refusal,)
             )
         with contextlib.suppress(QemuGone):
-            async with _connected(found.paths.qmp, timeout_s=QMP_TIMEOUT_S) as qmp:
+            async with connected(found.paths.qmp, timeout_s=QMP_TIMEOUT_S) as qmp:
                 facts = await self._observe_by(qmp, found, facts)
         return facts
 
@@ -447,41 +427,6 @@ class QemuHypervisor:
         return free_bytes
 
 
-@contextlib.asynccontextmanager
-async def _connected(monitor: Path, *, timeout_s: float) -> AsyncIterator[Qmp]:
-    qmp = await Qmp.connect(monitor, timeout_s=timeout_s)
-    try:
-        yield qmp
-    finally:
-        with anyio.CancelScope(shield=True):
-            await qmp.aclose()
-
-
-async def interview(qmp: Qmp, paths: QemuPaths) -> Found:
-    """Ask a QEMU who it is, and read from its command line what it is."""
-    guest_id = str(field_of(await qmp.execute("query-uuid"), "UUID"))
-    name = str(field_of(await qmp.execute("query-name"), "name") or paths.qmp.stem)
-    argv = await anyio.to_thread.run_sync(command_line, qmp.peer_pid)
-    spec: QemuSpec | None = None
-    problems: tuple[str, ...] = ()
-    try:
-        spec = spec_of(argv)
-        if spec.guest_id != guest_id:
-            raise NotAdoptable(f"its command line says -uuid {spec.guest_id}, and it is {guest_id}")
-    except NotAdoptable as exc:
-        spec, problems = None, exc.problems
-    return Found(
-        paths=paths,
-        pid=qmp.peer_pid,
-        guest_id=guest_id,
-        name=name,
-        state=await run_state(qmp),
-        spec=spec,
-        problems=problems,
-        cpu=cpu_argument(argv),
-    )
-
-
 async def _discard(qmp: Qmp, paths: QemuPaths) -> None:
     """End a machine that was just started and cannot be used."""
     with contextlib.suppress(QemuError):
@@ -491,86 +436,3 @@ async def _discard(qmp: Qmp, paths: QemuPaths) -> None:
         finally:
             process.close()
             await qmp.aclose()
-
-
-def _remove_if_dead(monitor: Path) -> None:
-    """Remove what a QEMU of ours left that has ended: its lock on its pid file went with it."""
-    paths = QemuPaths.of_monitor(monitor)
-    with contextlib.suppress(OSError):
-        fd = os.open(paths.pid, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            paths.remove()
-        finally:
-            os.close(fd)
-
-
-def _huge_bytes(guest: GuestFacts | None) -> int:
-    """Give what of a guest's RAM comes out of reserved huge pages, and not out of free memory."""
-    if guest is None or guest.hypervisor != KIND:
-        return 0
-    try:
-        spec = QemuSpec.from_bytes(guest.spec)
-    except SpecInvalid:
-        return 0
-    return sum(memory.size_bytes for memory in spec.memories if memory.page_bytes)
-
-
-def _confinement(pid: int, is_encrypted: bool, root: Path) -> Confinement:
-    return Confinement(
-        is_confidential=is_encrypted,
-        selinux_label=selinux_label_of(pid, root),
-        apparmor_profile=profile_of(pid, root),
-    )
-
-
-def _blocks(spec: QemuSpec) -> tuple[BlockFacts, ...]:
-    return tuple(BlockFacts(name=memory.name, size_bytes=memory.size_bytes) for memory in spec.memories)
-
-
-def _facts(spec: QemuSpec, cpu: CpuFacts, run: GuestCpuFacts | None, *, is_running: bool) -> GuestFacts:
-    return GuestFacts(
-        guest_id=spec.guest_id,
-        name=spec.name,
-        hypervisor=KIND,
-        is_running=is_running,
-        machine=spec.machine,
-        blocks=_blocks(spec),
-        cpu=cpu,
-        disks=tuple(_disk(number, disk) for number, disk in enumerate(spec.disks)),
-        spec=spec.to_bytes(),
-        demand=GuestDemand(vcpus=spec.vcpus, has_balloon=spec.has_balloon),
-        cpu_run=run or GuestCpuFacts(),
-    )
-
-
-def _facts_of_undescribed(found: Found) -> GuestFacts:
-    """Give what is known of a QEMU that somebody else started and that has no spec: enough to say why."""
-    return GuestFacts(
-        guest_id=found.guest_id,
-        name=found.name,
-        hypervisor=KIND,
-        is_running=found.state == "running",
-        machine="",
-        blocks=(),
-        cpu=CpuFacts(model="", features=()),
-        disks=(),
-        spec=b"",
-        blockers=found.problems,
-    )
-
-
-def _disk(number: int, disk: DiskSpec) -> DiskFacts:
-    try:
-        size_bytes = os.stat(disk.path).st_size
-    except OSError:
-        size_bytes = 0
-    return DiskFacts(
-        name=f"disk{number}",
-        path=disk.path,
-        size_bytes=size_bytes,
-        is_read_only=disk.is_read_only,
-        format=disk.format.value,
-        cache=disk.cache.value,
-        is_locked=not disk.is_read_only,
-    )

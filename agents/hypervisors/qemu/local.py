@@ -17,8 +17,8 @@ import anyio.to_thread
 
 from agents.hypervisors.local import LocalGuest
 from agents.hypervisors.qemu.allowed import QemuHost
-from agents.hypervisors.qemu.driver import Found, interview
 from agents.hypervisors.qemu.errors import QemuError, QemuGone
+from agents.hypervisors.qemu.found import Found, interview
 from agents.hypervisors.qemu.launch import Process, end, launch
 from agents.hypervisors.qemu.qmp import Qmp
 from agents.hypervisors.qemu.rundir import QemuPaths, monitors

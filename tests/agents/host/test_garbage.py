@@ -19,9 +19,10 @@ from anyio.to_thread import run_sync
 
 from agents.api import CONTROL_SCHEMA, GetHost, HostView, ListGuests, Watch
 from agents.host.outgoing import MIGRATION_SCHEMA
-from agents.hypervisors.embedded.driver import EmbeddedHypervisor
+from agents.hypervisors.embedded.driver import EmbeddedHypervisor, EmbeddedIncomingGuest
 from agents.storage import SharedDirs
 from memory.codec import MAX_PAYLOAD_BYTES
+from migrate.facts import GuestFacts
 from migrate.messages import PROTOCOL, Abort, Aborted, Ping, Pong, Prepare, Prepared
 from migrate.ownership import Ownership
 from tests.agents.host.conftest import AgentLog
@@ -276,6 +277,26 @@ async def test_preparations_that_lie_are_refused_in_words_and_leave_nothing(fold
             assert isinstance(await session.call(good, timeout_s=5), Prepared)
             assert isinstance(await session.call(Abort(reason="enough"), timeout_s=5), Aborted)
         assert fleet.machines("host-a") == []
+
+
+@pytest.mark.slow
+async def test_a_machine_that_takes_long_to_make_is_no_silence_of_its_source(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare = EmbeddedHypervisor.prepare_incoming
+
+    async def take_long(hypervisor: EmbeddedHypervisor, facts: GuestFacts) -> EmbeddedIncomingGuest:
+        await anyio.sleep(4.0)
+        return await prepare(hypervisor, facts)
+
+    monkeypatch.setattr(EmbeddedHypervisor, "prepare_incoming", take_long)
+    async with running_fleet(folder, LIMITS) as fleet:
+        fleet.start_guest("host-b")
+        async with hostile_session(fleet) as (session, _):
+            assert isinstance(await session.call(await preparation(fleet), timeout_s=20), Prepared)
+            await anyio.sleep(0.2)
+            assert len(fleet.machines("host-a")) == 1
+            assert isinstance(await session.call(Abort(reason="enough"), timeout_s=5), Aborted)
 
 
 def noise_after_hello(port: int, session_id: bytes, keys: Keys, noise: bytes) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import time
 from typing import Final
 
+from tests.sim.faults import Outcome, TheoremBroken
 from tests.sim.runner import run_seed
-from tests.sim.world import Outcome, TheoremBroken
 
 QUESTION: Final = "Does any seed of simulated hosts, guests and faults lose a guest or make two of it?"
 
@@ -34,7 +34,11 @@ def run(smoke: bool, seeds: int = SEEDS) -> dict[str, object]:
         "complete": sum(outcome.complete for outcome in outcomes),
         "rolled_back": sum(outcome.rolled_back for outcome in outcomes),
         "in_doubt": sum(outcome.in_doubt for outcome in outcomes),
-        "killed": sum(outcome.killed for outcome in outcomes),
+        "crashes": sum(outcome.crashes for outcome in outcomes),
+        "crashes_at_steps": sum(outcome.crashes_at_steps for outcome in outcomes),
+        "stops": sum(outcome.stops for outcome in outcomes),
+        "taken_up": sum(outcome.taken_up for outcome in outcomes),
+        "gone_on": sum(outcome.gone_on for outcome in outcomes),
         "outages": sum(outcome.outages for outcome in outcomes),
         "virtual_h": sum(outcome.virtual_s for outcome in outcomes) / 3600,
         "real_s": time.monotonic() - started_s,

@@ -31,7 +31,8 @@ def main() -> int:
         print(
             f"seed {seed}: {outcome.hosts} hosts, {outcome.guests} guests, {outcome.moves} moves, "
             f"{outcome.complete} complete, {outcome.rolled_back} rolled back, {outcome.in_doubt} in doubt, "
-            f"{outcome.crashes} crashes, {outcome.stops} stops, {outcome.outages} outages, {outcome.virtual_s:.0f} s"
+            f"{outcome.crashes} crashes survived, {outcome.stops} stops, {outcome.outages} outages, "
+            f"{outcome.virtual_s:.0f} s"
         )
         if wanted.story:
             print(*outcome.story, sep="\n")

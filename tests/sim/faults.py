@@ -62,6 +62,18 @@ class Faults:
         )
 
     @classmethod
+    def deaths_only(cls) -> Faults:
+        """Links that hold and storage that answers, so that moves come as far as COMMIT, and agents that die there."""
+        return replace(
+            cls.short_outages_only(),
+            outages=False,
+            refused_resumes=0.05,
+            crash_every_s=60.0,
+            crashes_at_journal=0.03,
+            crashes_at_steps=0.02,
+        )
+
+    @classmethod
     def short_outages_only(cls) -> Faults:
         """Links that are back before anybody may give up."""
         return cls(

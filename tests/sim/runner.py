@@ -59,13 +59,16 @@ def _virtual_world(rng: random.Random) -> Iterator[None]:
         logging.disable(logs_above)
 
 
-def run_seed(seed: int, faults: Faults | None = None) -> Outcome:
-    """Live through one seed; every third has nothing but short outages. Raises TheoremBroken."""
+def run_seed(seed: int) -> Outcome:
+    """Live through one seed. Raises TheoremBroken.
+
+    Of three, one has nothing but short outages, one nothing but agents that die, and one a day of everything.
+    """
     rng = random.Random(seed)
-    of_seed = Faults.short_outages_only() if seed % 3 == 0 else Faults.of_a_day(rng)
+    faults = (Faults.short_outages_only(), Faults.deaths_only(), Faults.of_a_day(rng))[seed % 3]
 
     async def live() -> Outcome:
-        return await World(seed, faults or of_seed, rng, Path(folder)).run()
+        return await World(seed, faults, rng, Path(folder)).run()
 
     with tempfile.TemporaryDirectory(prefix="vmferry-sim-", dir=IN_MEMORY) as folder, _virtual_world(rng):
         try:

@@ -1,30 +1,24 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterable
 
 import pytest
 
 from migrate.ownership import Verdict
-from tests.sim.faults import Faults, Outcome, TheoremBroken
+from tests.sim.faults import Outcome, TheoremBroken
 from tests.sim.runner import run_seed
 
 # Fixed, so that a change that breaks one says which; `python -m tests.sim` goes on from there.
 SEEDS = 100
 BLOCK = 10
-# Storage that answers and links that hold, so that moves come as far as COMMIT, and agents that die all the time.
-DYING = replace(
-    Faults.short_outages_only(),
-    outages=False,
-    crash_every_s=60.0,
-    crashes_at_journal=0.03,
-    crashes_at_steps=0.02,
-    late_claims=0.5,
-    longest_down_s=60.0,
-)
+# Of three seeds the second has agents that die and nothing else.
+DYING = range(1, 10, 3)
+# Where a source dies after its COMMIT was obeyed and before it has ended its copy.
+AT_COMMIT = (31, 40)
 
 
-def run_seeds(seeds: range, faults: Faults | None = None) -> list[Outcome]:
-    return [run_seed(seed, faults) for seed in seeds]
+def run_seeds(seeds: Iterable[int]) -> list[Outcome]:
+    return [run_seed(seed) for seed in seeds]
 
 
 @pytest.mark.slow
@@ -38,16 +32,16 @@ def test_no_seed_makes_two_guests_or_loses_one(first: int) -> None:
 
 
 def test_agents_that_die_all_the_time_lose_no_guest() -> None:
-    outcomes = run_seeds(range(3), DYING)
+    outcomes = run_seeds(DYING)
     assert sum(outcome.crashes_at_steps for outcome in outcomes) > 0
     assert sum(outcome.taken_up for outcome in outcomes) > 0
     assert sum(outcome.gone_on for outcome in outcomes) > 0
     assert sum(outcome.complete for outcome in outcomes) > 0
 
 
-@pytest.mark.parametrize("faults", [None, DYING], ids=["as-seeded", "dying"])
-def test_a_seed_is_the_same_every_time(faults: Faults | None) -> None:
-    assert run_seed(7, faults).story == run_seed(7, faults).story
+@pytest.mark.parametrize("seed", [7, 8])
+def test_a_seed_is_the_same_every_time(seed: int) -> None:
+    assert run_seed(seed).story == run_seed(seed).story
 
 
 @pytest.mark.slow
@@ -64,7 +58,7 @@ def test_the_simulator_would_notice_a_restart_that_resumes_its_guest_without_ask
 ) -> None:
     monkeypatch.setattr("agents.host.recovery.settle", believe_in_timeouts)
     with pytest.raises(TheoremBroken, match=r"runs on .* and .*|with RAM that is not its own"):
-        run_seeds(range(6), DYING)
+        run_seeds([*AT_COMMIT, *range(1, 60, 3)])
 
 
 async def believe_in_timeouts(*arguments: object) -> Verdict:

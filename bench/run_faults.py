@@ -57,7 +57,13 @@ def _modelled(smoke: bool) -> Iterator[tuple[str, object]]:
     yield "model_transitions", seen.transitions
     yield "model_violations", int(seen.violation is not None)
     chaos = run_chaos.run(smoke, seeds=SEEDS)
-    for figure in ("seeds", "migrations", "virtual_h", "seeds_that_lost_or_doubled_a_guest"):
+    for figure in (
+        "seeds",
+        "migrations",
+        "crashes_survived",
+        "virtual_h",
+        "seeds_that_lost_or_doubled_a_guest",
+    ):
         yield f"simulated_{figure}", chaos[figure]
     if fuzzing.is_installed() and not smoke:
         for target, executions in fuzzing.executions(list(TARGETS), seconds=FUZZ_S).items():

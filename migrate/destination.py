@@ -135,6 +135,7 @@ class IncomingMigration:
         self._undo = UndoStack()
         self._receiver: PayloadReceiver | None = None
         self._is_armed = False
+        self._is_journalled = False
         self._is_handed_over = False
         self._lock = anyio.Lock()
 
@@ -214,6 +215,7 @@ class IncomingMigration:
         self._directory = request.ownership_dir
         await self._check_generation(request)
         # Before there is a machine: a restart must know that one may have been left here.
+        self._is_journalled = True
         await ports.journal.append(
             "prepared",
             guest_id=self.guest_id,
@@ -423,6 +425,9 @@ class IncomingMigration:
             await self._end_journal()
 
     async def _end_journal(self) -> None:
+        if not self._is_journalled:
+            # Refused before anything was done: an entry would make a journal, which nobody closes, of what never began.
+            return
         # Nothing is left here. A journal that cannot say so, because its disk is full, only makes a restart look
         # once more; raising here would hide from the source why it was refused.
         with contextlib.suppress(JournalFailed):

@@ -104,6 +104,10 @@ class FusedStream(anyio.abc.ByteStream):
         self._outgoing.is_closed = True
         self._outgoing.change()
 
+    def cut(self) -> None:
+        """Break both directions now, as the death of either end does."""
+        self._link.cut()
+
     async def aclose(self) -> None:
         self._is_closed = True
         for pipe in (self._outgoing, self._incoming):

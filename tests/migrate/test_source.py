@@ -11,7 +11,7 @@ import pytest
 from memory.runs import Runs, intersect
 from migrate.errors import SetupRefused, StorageFailed
 from migrate.facts import CpuFacts
-from migrate.messages import Commit, Inspect, Load
+from migrate.messages import Abort, Aborted, Commit, Inspect, Load
 from migrate.ownership import Ownership, next_generation
 from migrate.phases import Phase
 from migrate.plan import OnTimeout, Policy
@@ -183,6 +183,14 @@ async def test_an_armed_destination_that_is_not_needed_takes_its_claim_back() ->
     await world.incoming.abandon("silent")
     assert world.storage.staged == set()
     assert world.journals["b"].steps[-1] == "rolled-back"
+
+
+async def test_what_the_destination_refused_before_it_began_leaves_no_journal_there() -> None:
+    world = World()
+    assert isinstance(await world.incoming.handle(Abort(reason="rolled back")), Aborted)
+    assert world.incoming.phase is Phase.ROLLED_BACK
+    # Its agent has no job of it, so that nobody would ever close such a journal.
+    assert world.journals["b"].steps == []
 
 
 async def test_devices_are_drained_between_every_harvest_and_the_copy_that_follows() -> None:

@@ -6,8 +6,8 @@ import argparse
 import sys
 import time
 
+from tests.sim.faults import TheoremBroken
 from tests.sim.runner import run_seed
-from tests.sim.world import TheoremBroken
 
 
 def main() -> int:
@@ -31,7 +31,8 @@ def main() -> int:
         print(
             f"seed {seed}: {outcome.hosts} hosts, {outcome.guests} guests, {outcome.moves} moves, "
             f"{outcome.complete} complete, {outcome.rolled_back} rolled back, {outcome.in_doubt} in doubt, "
-            f"{outcome.killed} killed, {outcome.outages} outages, {outcome.virtual_s:.0f} s"
+            f"{outcome.crashes} crashes survived, {outcome.stops} stops, {outcome.outages} outages, "
+            f"{outcome.virtual_s:.0f} s"
         )
         if wanted.story:
             print(*outcome.story, sep="\n")

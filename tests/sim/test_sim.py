@@ -1,17 +1,23 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 
 from migrate.ownership import Verdict
+from tests.sim.faults import Outcome, TheoremBroken
 from tests.sim.runner import run_seed
-from tests.sim.world import Outcome, TheoremBroken
 
 # Fixed, so that a change that breaks one says which; `python -m tests.sim` goes on from there.
 SEEDS = 100
 BLOCK = 10
+# Of three seeds the second has agents that die and nothing else.
+DYING = range(1, 10, 3)
+# Where a source dies after its COMMIT was obeyed and before it has ended its copy.
+AT_COMMIT = (31, 40)
 
 
-def run_seeds(seeds: range) -> list[Outcome]:
+def run_seeds(seeds: Iterable[int]) -> list[Outcome]:
     return [run_seed(seed) for seed in seeds]
 
 
@@ -22,19 +28,38 @@ def test_no_seed_makes_two_guests_or_loses_one(first: int) -> None:
     assert sum(outcome.complete for outcome in outcomes) > 0
     assert sum(outcome.rolled_back for outcome in outcomes) > 0
     assert sum(outcome.outages for outcome in outcomes) > 0
+    assert sum(outcome.crashes for outcome in outcomes) > 0
 
 
-def test_a_seed_is_the_same_every_time() -> None:
-    assert run_seed(7).story == run_seed(7).story
+def test_agents_that_die_all_the_time_lose_no_guest() -> None:
+    outcomes = run_seeds(DYING)
+    assert sum(outcome.crashes_at_steps for outcome in outcomes) > 0
+    assert sum(outcome.taken_up for outcome in outcomes) > 0
+    assert sum(outcome.gone_on for outcome in outcomes) > 0
+    assert sum(outcome.complete for outcome in outcomes) > 0
+
+
+@pytest.mark.parametrize("seed", [7, 8])
+def test_a_seed_is_the_same_every_time(seed: int) -> None:
+    assert run_seed(seed).story == run_seed(seed).story
 
 
 @pytest.mark.slow
 def test_the_simulator_would_notice_a_source_that_goes_back_on_a_lost_answer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def believe_in_timeouts(*arguments: object) -> Verdict:
-        return Verdict.SOURCE
-
     monkeypatch.setattr("migrate.source.settle", believe_in_timeouts)
     with pytest.raises(TheoremBroken, match=r"runs on .* and .*"):
         run_seeds(range(SEEDS))
+
+
+def test_the_simulator_would_notice_a_restart_that_resumes_its_guest_without_asking_the_record(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("agents.host.recovery.settle", believe_in_timeouts)
+    with pytest.raises(TheoremBroken, match=r"runs on .* and .*|with RAM that is not its own"):
+        run_seeds([*AT_COMMIT, *range(1, 60, 3)])
+
+
+async def believe_in_timeouts(*arguments: object) -> Verdict:
+    return Verdict.SOURCE

@@ -132,7 +132,7 @@ async def a_storage_that_is_read_only_there(build: Build) -> CheckReport:
     )
 
 
-@problem("backing-chain")
+@problem("backing-chain", "disk-file")
 async def a_backing_file_that_is_missing_there(build: Build) -> CheckReport:
     base = image(build, "bases/base.raw")
     top = qcow2(base.parent.with_name("top.qcow2"), "-b", "bases/base.raw", "-F", "raw")

@@ -98,7 +98,8 @@ async def a_source_that_sends_as_many_as_it_may(build: Build) -> CheckReport:
         return await stage.check(await stage.embedded(name="late"))
 
 
-@problem("draining")
+# It opens no port any more either.
+@problem("draining", "reachable")
 async def a_destination_that_is_being_shut_down(build: Build) -> CheckReport:
     async with build() as stage:
         await stage.embedded("host-a", **NOISE)

@@ -57,8 +57,11 @@ MAX_PENDING_HANDSHAKES: Final = 64
 
 # --- control ------------------------------------------------------------------------------------------------
 
-# Device state travels in one message: 290 KiB are usual, 16 MiB were seen with large graphics memory.
+# The longest answers: a list of all jobs, and hashes of pages (2 MiB). Device state travels with the pages.
 MAX_MESSAGE_BYTES: Final = 20 * MIB
+# What an agent takes in one request of a peer, which may begin one on each of its 128 connections and never end it. The
+# longest are a guest's facts with its hypervisor's description, tens of KiB, and 16 KiB of digests.
+MAX_REQUEST_BYTES: Final = MIB
 MAX_DEPTH: Final = 12  # containers in containers; our deepest message has 6
 # Values in one message, all containers together: bounds what decoding builds (100 thousand small objects, under
 # 16 MiB) where the byte limit alone would let 20 MiB of empty lists grow to more than 1 GiB.

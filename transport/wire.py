@@ -3,7 +3,8 @@
 ```
  0        4                     4 + length
  +--------+---------------------+
- | length | message (msgpack)   |      length: u32, big endian, 1 to limits.MAX_MESSAGE_BYTES
+ | length | message (msgpack)   |      length: u32, big endian, 1 to limits.MAX_MESSAGE_BYTES, and to an agent
+                                      1 to limits.MAX_REQUEST_BYTES
  +--------+---------------------+
 ```
 
@@ -26,7 +27,7 @@ from transport.schema import Schema
 __all__ = ["MessageChannel"]
 
 _LENGTH: Final = struct.Struct("!I")
-# One write to TLS makes a copy of what it is given: pieces keep that copy small when device state travels.
+# One write to TLS makes a copy of what it is given: pieces keep that copy small of long messages.
 _PIECE_BYTES: Final = 256 * limits.KIB
 
 
@@ -37,9 +38,17 @@ class MessageChannel:
     is cancelled half-way breaks the channel, for the peer could not find the next message.
     """
 
-    def __init__(self, stream: anyio.abc.ByteStream, schema: Schema) -> None:
+    def __init__(
+        self,
+        stream: anyio.abc.ByteStream,
+        schema: Schema,
+        *,
+        max_receive_bytes: int = limits.MAX_MESSAGE_BYTES,
+    ) -> None:
+        """`max_receive_bytes` bounds what is held of a message that the peer has begun."""
         self._stream = stream
         self._schema = schema
+        self._max_receive_bytes = max_receive_bytes
         self._received = bytearray()
         self._send_lock = anyio.Lock()
         self._broken: str | None = None
@@ -74,8 +83,8 @@ class MessageChannel:
         """
         try:
             length = _LENGTH.unpack(await self._take(_LENGTH.size))[0]
-            if length > limits.MAX_MESSAGE_BYTES:
-                raise FrameTooLarge(length, limits.MAX_MESSAGE_BYTES)
+            if length > self._max_receive_bytes:
+                raise FrameTooLarge(length, self._max_receive_bytes)
             if length == 0:
                 raise BadMessage("a message of no bytes")
             # The length stays in the buffer until its body is there, so that a cancelled call can begin again.

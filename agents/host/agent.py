@@ -57,6 +57,7 @@ from agents.survey.security import SecuritySurveyor
 from agents.version import VERSION
 from migrate.facts import CertificateFacts, MoveSlots
 from migrate.ports import Hypervisor
+from transport import limits as wire_limits
 from transport.dial import peer_serial, serve
 from transport.errors import TransportError
 from transport.session import CallServer
@@ -211,7 +212,10 @@ class HostAgent:
                             if held.serial in credentials.revoked:
                                 # The list came during its handshake.
                                 held.scope.cancel()
-                            await service.serve(MessageChannel(stream, CONTROL_SCHEMA), peer, address)
+                            channel = MessageChannel(
+                                stream, CONTROL_SCHEMA, max_receive_bytes=wire_limits.MAX_REQUEST_BYTES
+                            )
+                            await service.serve(channel, peer, address)
                     except Exception as exc:
                         # A task's edge: what one channel meets must not end the agent.
                         _log_bug(exc)

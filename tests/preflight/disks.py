@@ -14,7 +14,7 @@ from agents.api import CheckReport
 from agents.hypervisors.qemu.spec import Cache, DiskSpec, Format
 from agents.storageproof import locks
 from tests.preflight.cases import fits, problem, warned
-from tests.preflight.needs import NotHere, need_program, need_root
+from tests.preflight.needs import NotHere, need_fuse, need_program, need_root
 from tests.preflight.stage import Build, Stage
 
 MIB = 1 << 20
@@ -190,7 +190,7 @@ async def a_thin_image_that_the_storage_has_no_room_for(build: Build) -> CheckRe
 
 @warned("disk-lock")
 async def a_file_system_whose_locks_hold_on_one_host_alone(build: Build) -> CheckReport:
-    bindfs = need_program("bindfs")
+    bindfs = need_fuse("bindfs")
     path = image(build, "sub/guest.raw")
     behind = build.folder / "behind"
     path.parent.rename(behind)
@@ -217,7 +217,7 @@ def loop_of(path: Path) -> Iterator[str]:
     need_root()
     done = subprocess.run(["losetup", "-f", "--show", path], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise NotHere("needs loop devices")
+        raise NotHere("no loop device can be made here")
     device = done.stdout.strip()
     try:
         yield device

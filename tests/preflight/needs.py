@@ -1,4 +1,4 @@
-"""What a case needs of the machine that it plays on: a skip with the reason where that is missing, a failure in CI."""
+"""What a case needs of its machine: a skip with the reason, which begins with "needs" where CI has it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import glob
 import os
 import shutil
 
-__all__ = ["NotHere", "need_file", "need_program", "need_root"]
+__all__ = ["NotHere", "need_file", "need_fuse", "need_program", "need_root"]
 
 
 class NotHere(Exception):
@@ -32,3 +32,10 @@ def need_file(package: str, pattern: str) -> str:
     if not found:
         raise NotHere(f"needs the package {package}")
     return found[0]
+
+
+def need_fuse(name: str) -> str:
+    """Give the path of a program that serves a file system."""
+    if not os.path.exists("/dev/fuse"):
+        raise NotHere("this machine has no FUSE")
+    return need_program(name)

@@ -91,7 +91,7 @@ class Stage:
 
 @dataclass(slots=True)
 class Build:
-    """Makes the hosts of a case in `folder`, once. `check_s` is what the last check took, but for measuring the path."""
+    """Makes the hosts of a case in `folder`, once. `check_s` is what the last check took, without measuring."""
 
     folder: Path
     check_s: float = 0.0

@@ -90,6 +90,14 @@ async def test_a_length_over_the_limit_is_refused_before_a_byte_of_it_is_read() 
         await far.send(Note(body=b""))
 
 
+async def test_a_channel_that_takes_less_refuses_one_byte_more_before_it_comes() -> None:
+    near, far = fused_stream_pair(Fuse())
+    bounded = MessageChannel(far, SCHEMA, max_receive_bytes=100)
+    await near.send(struct.pack("!I", 101))
+    with pytest.raises(FrameTooLarge, match="101 bytes where at most 100"):
+        await bounded.receive()
+
+
 async def test_a_message_of_no_bytes_is_refused() -> None:
     near, far = raw()
     await near.send(bytes(4))

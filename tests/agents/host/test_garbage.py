@@ -227,10 +227,10 @@ async def hostile_session(fleet: Fleet) -> AsyncIterator[tuple[CallSession, byte
         await session.aclose()
 
 
-async def preparation(fleet: Fleet, **changed: object) -> Prepare:
-    """What host-b would ask of host-a to bring its guest there."""
+async def preparation(fleet: Fleet, guest_id: str = "", **changed: object) -> Prepare:
+    """What host-b would ask of host-a to bring its guest there: this one, or the only one that it has."""
     hypervisor = EmbeddedHypervisor(fleet.guests_dir("host-b"), "host-b")
-    (facts,) = await hypervisor.guests()
+    (facts,) = [facts for facts in await hypervisor.guests() if guest_id in ("", facts.guest_id)]
     storage = SharedDirs([fleet.shared])
     directory = await storage.ownership_dir(facts)
     first = Ownership(guest_id=facts.guest_id, generation=1, owner="host-b", migration_id="m")

@@ -129,7 +129,7 @@ async def test_a_guest_on_a_block_device_moves_there_and_back(folder: Path) -> N
     await anyio.run_process(["truncate", "-s", "64M", str(image)])
     made = await anyio.run_process(["losetup", "-f", "--show", str(image)], check=False)
     if made.returncode:
-        pytest.skip("needs root and loop devices")
+        pytest.skip("no loop device can be made here")
     device = made.stdout.decode().strip()
     try:
         async with qemu_fleet(folder, storage='shared_devices = ["/dev/loop*"]') as guests:

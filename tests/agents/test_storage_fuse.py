@@ -1,0 +1,298 @@
+"""Ownership records on a file system whose server dies, comes back and stands still, at each operation of a claim.
+
+The server is bindfs, a stand-in for an NFS server: the kernel's errors are real (ENOTCONN, calls that hang until it
+goes on or is killed), those of NFS (ESTALE) are not among them; `tests.reliability.storage` has those.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+
+import anyio
+import pytest
+from anyio.to_thread import run_sync
+
+from agents.ownership import fileops
+from agents.ownership.files import OWNERSHIP_DIR, FileRecords
+from agents.storage import SharedDirs
+from migrate.errors import NotRecorded, StorageFailed
+from migrate.ownership import Ownership
+from migrate.phases import Phase
+from tests.agents.host.fleet import HOSTS, Fleet, report_of, running_fleet, scratch_folder
+from tests.agents.host.test_killed import is_running
+from tests.reliability.storage import CALLS
+
+# What takes its time is the file system's.
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.slow,
+    pytest.mark.parametrize("anyio_backend", ["asyncio"]),
+]
+
+GUEST = "g-1"
+MOUNTS_WITHIN_S = 10.0
+# For each call, where agents have 20 s.
+TIMEOUT_S = 0.5
+
+
+class Fault(StrEnum):
+    """What becomes of the server just before an operation."""
+
+    KILLED = "killed"
+    # A new one serves the rest.
+    FAILS_OVER = "fails-over"
+    FROZEN = "frozen"
+
+
+@dataclass
+class Server:
+    """A file system at `mounted` that shows `backing`. Every method blocks."""
+
+    backing: Path
+    mounted: Path
+    process: subprocess.Popen[bytes] | None = None
+    is_frozen: bool = False
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            ["bindfs", "-f", str(self.backing), str(self.mounted)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        ends = time.monotonic() + MOUNTS_WITHIN_S
+        while not self.mounted.is_mount():
+            if time.monotonic() > ends or self.process.poll() is not None:
+                raise AssertionError("bindfs did not mount")
+            time.sleep(0.005)
+
+    def kill(self) -> None:
+        """End it without warning: what it showed says ENOTCONN from now on."""
+        process, self.process, self.is_frozen = self.process, None, False
+        if process is not None:
+            process.kill()
+            process.wait()
+
+    def freeze(self) -> None:
+        """From now on every call hangs."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGSTOP)
+            self.is_frozen = True
+
+    def unmount(self) -> None:
+        subprocess.run(["umount", "-l", str(self.mounted)], check=False, capture_output=True)
+
+    def fail_over(self) -> None:
+        self.kill()
+        self.unmount()
+        self.start()
+
+    def heal(self) -> None:
+        """Have a server that answers: the frozen one goes on with what it was asked."""
+        if self.is_frozen and self.process is not None:
+            self.process.send_signal(signal.SIGCONT)
+            self.is_frozen = False
+        elif self.process is None:
+            self.fail_over()
+
+
+@contextmanager
+def serving(backing: Path, mounted: Path) -> Iterator[Server]:
+    """A server that ends with the block."""
+    if not os.access("/dev/fuse", os.W_OK):
+        pytest.skip("this machine has no FUSE")
+    if shutil.which("bindfs") is None:
+        pytest.skip("needs bindfs (Debian: apt-get install bindfs)")
+    for folder in (backing, mounted):
+        folder.mkdir(parents=True, exist_ok=True)
+    server = Server(backing, mounted)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+        server.unmount()
+
+
+@dataclass
+class Interrupted:
+    """`os`, which tells `strike` just before its `at`-th call that goes to the storage; at < 0: it counts only."""
+
+    at: int
+    strike: Callable[[], None]
+    calls: list[str] = field(default_factory=list)
+
+    def __getattr__(self, name: str) -> object:
+        original = getattr(os, name)
+        if name not in CALLS:
+            return original
+
+        def call(*arguments: object, **options: object) -> object:
+            self.calls.append(name)
+            if len(self.calls) == self.at + 1:
+                self.strike()
+            return original(*arguments, **options)
+
+        return call
+
+
+def record(generation: int, owner: str) -> Ownership:
+    return Ownership(guest_id=GUEST, generation=generation, owner=owner, migration_id="m-1")
+
+
+async def take_over(storage: SharedDirs, directory: str) -> tuple[Ownership | None, list[str]]:
+    """Do what a destination does; give what it believes of its claim, and what failed."""
+    steps: list[Callable[[], object]] = [
+        partial(storage.latest, directory, GUEST),
+        partial(storage.stage_claim, directory, record(2, "host-b")),
+        partial(storage.claim, directory, record(2, "host-b")),
+        partial(storage.claim, directory, record(3, "host-b")),
+        partial(storage.tidy, directory, GUEST),
+    ]
+    believed: Ownership | None = None
+    failures: list[str] = []
+    for number, step in enumerate(steps):
+        try:
+            found = await step()  # type: ignore[misc]
+        except StorageFailed as exc:
+            failures.append(f"{number} {type(exc).__name__}")
+            # Without these there is no claim, and without a claim no word that the guest runs.
+            if number <= 2:
+                break
+        else:
+            believed = found if number == 2 else believed
+    return believed, failures
+
+
+@pytest.mark.parametrize("fault", list(Fault))
+async def test_a_server_that_fails_at_any_operation_of_a_claim_makes_one_owner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault
+) -> None:
+    with serving(tmp_path / "backing", tmp_path / "mounted") as server:
+        directory = str(server.mounted / OWNERSHIP_DIR)
+        other, others = SharedDirs([server.backing]), str(server.backing / OWNERSHIP_DIR)
+        strikes = {
+            Fault.KILLED: server.kill,
+            Fault.FAILS_OVER: server.fail_over,
+            Fault.FROZEN: server.freeze,
+        }
+        quiet = Interrupted(-1, server.kill)
+        await other.claim(others, record(1, "host-a"))
+        monkeypatch.setattr(fileops, "os", quiet)
+        assert await take_over(SharedDirs([server.mounted]), directory) == (record(2, "host-b"), [])
+        counts = {"claimed": 0, "refused": 0, "unknown": 0, "not begun": 0}
+        for at in range(len(quiet.calls)):
+            monkeypatch.setattr(fileops, "os", os)
+            shutil.rmtree(others)
+            await run_sync(server.fail_over)  # with nothing remembered of the trial before
+            await other.claim(others, record(1, "host-a"))
+            storage = SharedDirs([server.mounted], timeout_s=TIMEOUT_S)
+            monkeypatch.setattr(fileops, "os", Interrupted(at, strikes[fault]))
+            believed, failures = await take_over(storage, directory)
+            monkeypatch.setattr(fileops, "os", os)
+            if fault is Fault.FROZEN and at % 2:
+                # The other half of them hang until the server is gone.
+                await run_sync(server.kill)
+            await run_sync(server.heal)
+            # The source asks at the same time as the destination asks again; what hung may come in between.
+            wanted = {"host-a": (other, others), "host-b": (SharedDirs([server.mounted]), directory)}
+            standing: dict[str, Ownership] = {}
+
+            async def ask(
+                host: str,
+                wanted: dict[str, tuple[SharedDirs, str]] = wanted,
+                to: dict[str, Ownership] = standing,
+            ) -> None:
+                its, at = wanted[host]
+                to[host] = await its.claim(at, record(2, host))
+
+            async with anyio.create_task_group() as tasks:
+                for host in wanted:
+                    tasks.start_soon(ask, host)
+            # A word that the guest runs may come late, and is of the same owner.
+            owners = {found.owner for found in standing.values()}
+            assert len(owners) == 1, (at, failures, standing)
+            if believed is not None:
+                assert believed.owner in owners, (at, failures, standing)
+            if f"2 {NotRecorded.__name__}" in failures:
+                # It was told so before the source had asked for anything: nothing of it may stand.
+                names = sorted(path.name for path in server.backing.rglob(f"{GUEST}.*"))
+                assert len(names) == 2, (at, names)
+                counts["refused"] += 1
+            elif any(failure.startswith("2 ") for failure in failures):
+                counts["unknown"] += 1
+            else:
+                counts["claimed" if believed is not None else "not begun"] += 1
+            latest = [await its.latest(at, GUEST) for its, at in wanted.values()]
+            assert latest[0] == latest[1]
+        assert counts["not begun"] > 0
+        assert counts["unknown"] > 0
+        assert counts["claimed"] > 0
+
+
+def is_settled(fleet: Fleet, guest_id: str) -> bool:
+    """One host has a machine of the guest, and it runs."""
+    homes = [host for host in HOSTS if any(guest_id in name for name in fleet.machines(host))]
+    return len(homes) == 1 and is_running(fleet, homes[0], guest_id)
+
+
+@pytest.mark.parametrize("fault", [Fault.KILLED, Fault.FROZEN])
+@pytest.mark.parametrize("is_after", [False, True])
+async def test_a_move_whose_storage_server_fails_at_the_claim_leaves_exactly_one_guest(
+    monkeypatch: pytest.MonkeyPatch, fault: Fault, is_after: bool
+) -> None:
+    with scratch_folder() as folder:
+        fleet = Fleet(folder)
+        original = FileRecords.claim
+        failed, healed = anyio.Event(), anyio.Event()
+        with serving(folder / "backing", fleet.shared) as server:
+
+            async def claim(self: FileRecords, directory: str, wanted: Ownership) -> Ownership:
+                is_it = wanted.generation == 2 and not failed.is_set()
+                standing = await original(self, directory, wanted) if is_it and is_after else None
+                if is_it:
+                    failed.set()
+                    await run_sync(server.kill if fault is Fault.KILLED else server.freeze)
+                return standing or await original(self, directory, wanted)
+
+            monkeypatch.setattr(FileRecords, "claim", claim)
+            async with running_fleet(folder) as fleet, anyio.create_task_group() as tasks:
+                guest = fleet.start_guest("host-a", disk_path=None).guest_id
+                most = 0
+
+                async def heal() -> None:
+                    await failed.wait()
+                    await anyio.sleep(2)
+                    await run_sync(server.heal)
+                    healed.set()
+
+                async def look() -> None:
+                    nonlocal most
+                    while True:
+                        most = max(most, sum(is_running(fleet, host, guest) for host in HOSTS))
+                        await anyio.sleep(0.02)
+
+                tasks.start_soon(heal)
+                tasks.start_soon(look)
+                job = await fleet.start("worker", "host-a", "host-b")
+                report = report_of(await fleet.follow("host-a", job))
+                # Whoever is in doubt asks again every 5 s.
+                await healed.wait()
+                with anyio.fail_after(30):
+                    while not is_settled(fleet, guest):  # noqa: ASYNC110 - by agents, with a file system between
+                        await anyio.sleep(0.1)
+                home = next(host for host in HOSTS if is_running(fleet, host, guest))
+                await fleet.check_runs_only_at(home, guest)
+                assert most == 1
+                assert report.phase in (Phase.COMPLETE, Phase.ROLLED_BACK, Phase.IN_DOUBT)
+                tasks.cancel_scope.cancel()

@@ -4,17 +4,21 @@ from collections.abc import Iterable
 
 import pytest
 
-from migrate.ownership import Verdict
+from migrate.ownership import Ownership, Verdict, verdict_for_source
 from tests.sim.faults import Outcome, TheoremBroken
 from tests.sim.runner import run_seed
 
 # Fixed, so that a change that breaks one says which; `python -m tests.sim` goes on from there.
 SEEDS = 100
 BLOCK = 10
+# At once, or one after the other: then the second has not what the first has written.
+DOUBLED = r"runs on .* and .*|with RAM that is not its own"
 # Of three seeds the second has agents that die and nothing else.
 DYING = range(1, 10, 3)
 # Where a source dies after its COMMIT was obeyed and before it has ended its copy.
 AT_COMMIT = (31, 40)
+# Where a destination has claimed a guest that does not start there.
+GIVEN_BACK = 4
 
 
 def run_seeds(seeds: Iterable[int]) -> list[Outcome]:
@@ -49,7 +53,7 @@ def test_the_simulator_would_notice_a_source_that_goes_back_on_a_lost_answer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("migrate.source.settle", believe_in_timeouts)
-    with pytest.raises(TheoremBroken, match=r"runs on .* and .*"):
+    with pytest.raises(TheoremBroken, match=DOUBLED):
         run_seeds(range(SEEDS))
 
 
@@ -57,8 +61,22 @@ def test_the_simulator_would_notice_a_restart_that_resumes_its_guest_without_ask
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("agents.host.recovery.settle", believe_in_timeouts)
-    with pytest.raises(TheoremBroken, match=r"runs on .* and .*|with RAM that is not its own"):
+    with pytest.raises(TheoremBroken, match=DOUBLED):
         run_seeds([*AT_COMMIT, *range(1, 60, 3)])
+
+
+@pytest.mark.slow
+def test_the_simulator_would_notice_a_source_that_ends_its_copy_before_the_destination_says_that_it_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("migrate.doubt.verdict_for_source", believe_in_claims)
+    with pytest.raises(TheoremBroken, match=r"did not come to rest|not settled"):
+        run_seeds([GIVEN_BACK, *range(1, 60, 3)])
+
+
+def believe_in_claims(latest: Ownership | None, claim: Ownership) -> Verdict:
+    verdict = verdict_for_source(latest, claim)
+    return Verdict.DESTINATION if verdict is Verdict.TAKEN else verdict
 
 
 async def believe_in_timeouts(*arguments: object) -> Verdict:

@@ -112,8 +112,13 @@ class ReceiveBundle:
                     self._changed.notify_all()
 
     async def serve_connection(self, sock: socket.socket) -> None:
-        """Run `serve` in a worker thread. A cancellation shuts this socket down and waits for the thread."""
+        """Run `serve` in a worker thread. A cancellation shuts this socket down and waits for the thread.
+
+        One more than `limits.MAX_CONNECTIONS` is closed at once: it must not hold a file while it waits for a thread.
+        """
         with sock:
+            if self._limiter.available_tokens < 1:
+                return
             await run_interruptibly(lambda: self.serve(sock), lambda: shut_down(sock), self._limiter)
 
     def close(self) -> None:

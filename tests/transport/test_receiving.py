@@ -299,3 +299,26 @@ def test_a_bundle_may_have_a_smaller_limit_of_connections() -> None:
         with ours:
             receiver.serve(theirs)
             assert ours.recv(1) == b""
+
+
+@pytest.mark.anyio
+async def test_a_connection_more_than_are_served_is_closed_and_waits_for_no_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "MAX_CONNECTIONS", 1)
+    both = bundle()
+    first, its = socket.socketpair()
+    second, other = socket.socketpair()
+    with first, second:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(both.serve_connection, its)
+            await anyio.wait_all_tasks_blocked()
+            with anyio.fail_after(5):
+                await both.serve_connection(other)
+            assert other.fileno() == -1
+            assert second.recv(1) == b""
+            # The one that was there is served as before.
+            first.sendall(record(0))
+            assert await anyio.to_thread.run_sync(acked, first) == 0
+            first.shutdown(socket.SHUT_RDWR)
+        await both.aclose()

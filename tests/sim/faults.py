@@ -35,6 +35,8 @@ class Faults:
     # The chance to die just before, and just after, each entry of a journal and each thing that others see.
     crashes_at_journal: float = 0.03
     crashes_at_steps: float = 0.005
+    # Of records: there are few, and everything hangs on them.
+    crashes_at_claims: float = 0.02
     # The mean time between two ends of one agent that roll back first; 0 is never.
     stop_every_s: float = 120.0
     longest_down_s: float = 3 * OUTAGE_S
@@ -57,6 +59,7 @@ class Faults:
             crash_every_s=usual.crash_every_s / dying if dying and rng.random() < 0.5 else 0,
             crashes_at_journal=usual.crashes_at_journal * dying,
             crashes_at_steps=usual.crashes_at_steps * dying,
+            crashes_at_claims=usual.crashes_at_claims * dying,
             stop_every_s=rng.choice([0, usual.stop_every_s]),
             longest_down_s=OUTAGE_S * rng.choice([0.1, 1.0, 3.0]),
         )
@@ -67,10 +70,11 @@ class Faults:
         return replace(
             cls.short_outages_only(),
             outages=False,
-            refused_resumes=0.05,
+            refused_resumes=0.2,
             crash_every_s=60.0,
             crashes_at_journal=0.03,
-            crashes_at_steps=0.02,
+            crashes_at_steps=0.01,
+            crashes_at_claims=0.15,
         )
 
     @classmethod
@@ -87,6 +91,7 @@ class Faults:
             crash_every_s=0,
             crashes_at_journal=0,
             crashes_at_steps=0,
+            crashes_at_claims=0,
             stop_every_s=0,
         )
 

@@ -150,8 +150,12 @@ class World:
 
     def comes_at(self, life: Life, what: str) -> bool:
         """`tests.sim.lives.Death`: whether an agent dies at this step."""
-        at_journal = what.startswith("journal")
-        if not self.happens(self.faults.crashes_at_journal if at_journal else self.faults.crashes_at_steps):
+        chance = self.faults.crashes_at_steps
+        if what.startswith("journal"):
+            chance = self.faults.crashes_at_journal
+        elif "claim" in what:
+            chance = self.faults.crashes_at_claims
+        if not self.happens(chance):
             return False
         self.tell(f"the agent of {life.host} dies at: {what}")
         self.outcome.crashes += 1

@@ -66,6 +66,9 @@ _log = get_logger(__name__)
 
 MIGRATION_SCHEMA: Final = Schema(*MESSAGES)
 DIAL_TIMEOUT_S: Final = 10.0
+# What a destination may take for an answer, however short the outages that are borne: it asks its storage, starts
+# machines and looks at files; on a busy host that takes seconds. A link that is dead is noticed by itself.
+MIN_CALL_TIMEOUT_S: Final = 15.0
 FIRST_REDIAL_S: Final = 0.05
 SLOWEST_REDIAL_S: Final = 2.0
 # A move that a restart has cut off goes on without its operator.
@@ -151,7 +154,7 @@ class Outgoing:
                 PermittedSurvey(self._host.survey, permission_for(facts)),
                 source_host=self._host.settings.agent.name,
                 destination=to,
-                timeout_s=self._host.settings.limits.outage_s,
+                timeout_s=self._call_timeout_s,
                 time_limit_s=self._host.settings.defaults.timeout_s,
                 look_at_path=look_at_path,
             )
@@ -294,7 +297,7 @@ class Outgoing:
                 connections=settings.limits.connections,
                 window_bytes=settings.limits.window_bytes,
                 compression=move.compression or settings.defaults.compression,
-                call_timeout_s=settings.limits.outage_s + settings.limits.dead_peer_s,
+                call_timeout_s=self._call_timeout_s,
                 commit_timeout_s=settings.limits.dead_peer_s,
                 audit=move.audit,
                 order=order.to_bytes(),
@@ -313,6 +316,11 @@ class Outgoing:
                     await journal.aclose(ended=report is None or report.phase is not Phase.IN_DOUBT)
                 except JournalFailed as exc:
                     log_event(_log, logging.ERROR, "journal not ended", job=job.job_id, cause=str(exc))
+
+    @property
+    def _call_timeout_s(self) -> float:
+        limits = self._host.settings.limits
+        return max(limits.outage_s + limits.dead_peer_s, MIN_CALL_TIMEOUT_S)
 
     def _session(self, peer: _Peer, session_id: bytes, *, outage_s: float) -> CallSession:
         async def dial_control() -> MessageChannel:

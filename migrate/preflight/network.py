@@ -101,6 +101,10 @@ def _reachable(inspection: Inspection, path: PathFacts) -> Finding:
         return REACHABLE.ok(
             f"{source} reaches {host} on its control port and on its data port {path.data_port}"
         )
+    there = inspection.there.capacity
+    if not path.data_port and there is not None and there.moves.is_draining:
+        # That has a finding of its own: whether the port is there for who begins later is not known.
+        return REACHABLE.unknown(f"{host} answers on its control port, and opens no data port any more", "")
     if not path.data_port:
         return REACHABLE.refused(
             f"{host} answers on its control port and named no data port: {path.data_error}"

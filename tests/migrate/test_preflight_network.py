@@ -10,7 +10,7 @@ from migrate.messages import Commit, Load
 from migrate.preflight import AREAS, Finding, Inspection, Severity, Unanswered, examine, examine_alone
 from migrate.preflight.network import SWITCHOVER_ROUND_TRIPS, WARN_MTU_BYTES, WARN_ROUND_TRIP_S
 from tests.migrate.test_preflight import GOOD
-from tests.migrate.world import FACTS, InMemorySender, World
+from tests.migrate.world import CAPACITY, FACTS, InMemorySender, World
 
 GOOD_PATH = GOOD.path
 NETWORK = ("reachable", "round-trip", "mtu", "throughput")
@@ -76,6 +76,14 @@ def test_a_destination_that_names_no_port_is_refused() -> None:
     reachable = judged(data_port=0, data_error="host-b is being shut down")["reachable"]
     assert reachable.severity is Severity.REFUSED
     assert "host-b is being shut down" in reachable.found
+
+
+def test_a_destination_that_ends_is_not_called_unreachable_besides() -> None:
+    capacity = replace(CAPACITY, moves=replace(CAPACITY.moves, is_draining=True))
+    path = path_of(data_port=0, data_error="host-b is being shut down")
+    report = examine(replace(GOOD, path=path, there=replace(GOOD.there, capacity=capacity)))
+    assert [one.check for one in report.of(Severity.REFUSED)] == ["draining"]
+    assert "reachable" in {one.check for one in report.of(Severity.UNKNOWN)}
 
 
 def test_the_round_trip_warns_above_its_limit_and_tells_what_it_costs() -> None:

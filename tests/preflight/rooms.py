@@ -98,8 +98,7 @@ async def a_source_that_sends_as_many_as_it_may(build: Build) -> CheckReport:
         return await stage.check(await stage.embedded(name="late"))
 
 
-# It opens no port any more either.
-@problem("draining", "reachable")
+@problem("draining")
 async def a_destination_that_is_being_shut_down(build: Build) -> CheckReport:
     async with build() as stage:
         await stage.embedded("host-a", **NOISE)

@@ -18,7 +18,12 @@ from migrate.phases import Phase
 from tests.agents.etcds import Cluster, Member, place_of, running_cluster
 from tests.agents.host.fleet import report_of, running_fleet, scratch_folder
 
-pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.slow,
+    # An election takes seconds, and waits of both loops are tried by the tests of one etcd.
+    pytest.mark.parametrize("anyio_backend", ["asyncio"]),
+]
 
 # The default of [storage.etcd], for each endpoint in turn; an election takes 1 to 2 s.
 TIMEOUT_S = 2.0
@@ -254,7 +259,6 @@ def lines_of(cluster: Cluster) -> str:
 
 
 # Once is enough for what takes its time.
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 @pytest.mark.parametrize("moment", ["before the move", "before the claim", "after the claim"])
 async def test_a_guest_moves_while_a_member_is_lost(

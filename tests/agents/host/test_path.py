@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import anyio
 import anyio.abc
@@ -22,6 +23,16 @@ from tests.agents.host.network import FRONTS
 from transport import limits
 
 pytestmark = pytest.mark.anyio
+
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def slow_once(test: F) -> F:
+    """Mark a test as slow, and once is enough."""
+    marked: F = pytest.mark.slow(pytest.mark.parametrize("anyio_backend", ["asyncio"])(test))
+    return marked
+
 
 # The whole of a preflight beside the second of the measurement; a busy runner of two cores takes its time.
 MOST_S = 6.0
@@ -139,7 +150,7 @@ async def test_a_check_measures_what_pages_would_get(folder: Path, agent_log: Ag
     assert agent_log.count("data connection ended") == 0
 
 
-@pytest.mark.slow
+@slow_once
 async def test_a_check_that_measures_nothing_still_reaches_the_data_port(folder: Path) -> None:
     async with running_fleet(folder) as fleet:
         fleet.start_guest("host-a")
@@ -153,7 +164,7 @@ async def test_a_check_that_measures_nothing_still_reaches_the_data_port(folder:
 
 
 @pytest.mark.parametrize("rate", [10 * MIB_S, 1 * MIB_S])
-@pytest.mark.slow
+@slow_once
 async def test_a_slow_link_is_measured_as_slow_as_it_is(folder: Path, rate: int) -> None:
     link = Slow(rate)
     async with fronted(folder, link) as fleet:
@@ -166,7 +177,7 @@ async def test_a_slow_link_is_measured_as_slow_as_it_is(folder: Path, rate: int)
     assert achieved / 1.5 < measured < rate * 1.5
 
 
-@pytest.mark.slow
+@slow_once
 async def test_the_configured_bandwidth_holds_for_a_measurement_too(folder: Path) -> None:
     async with running_fleet(folder, 'bandwidth = "8MiB/s"') as fleet:
         fleet.start_guest("host-a")
@@ -195,7 +206,7 @@ async def test_a_closed_data_port_is_a_finding_beside_all_others(folder: Path, m
 
 
 @pytest.mark.parametrize("measures", [True, False])
-@pytest.mark.slow
+@slow_once
 async def test_a_data_port_that_swallows_packets_is_found_in_time(folder: Path, measures: bool) -> None:
     """A full backlog drops what asks for a connection, as a firewall does."""
     async with fronted(folder, None) as fleet:
@@ -244,7 +255,7 @@ class Delayed(Proxy):
         return True
 
 
-@pytest.mark.slow
+@slow_once
 async def test_a_long_way_is_a_warning_that_tells_what_it_costs(folder: Path) -> None:
     fronts = {"host-b": FRONT}
     async with running_fleet(folder, 'outage = "5s"', fronts=fronts) as fleet:
@@ -266,7 +277,7 @@ class HangsUp(Proxy):
         await near.aclose()
 
 
-@pytest.mark.slow
+@slow_once
 async def test_somebody_else_behind_the_data_port_is_not_taken_for_the_destination(folder: Path) -> None:
     async with fronted(folder, HangsUp("127.0.0.1")) as fleet:
         for measures in (True, False):
@@ -275,7 +286,7 @@ async def test_somebody_else_behind_the_data_port_is_not_taken_for_the_destinati
             assert refused.check == "reachable"
 
 
-@pytest.mark.slow
+@slow_once
 async def test_a_path_on_which_nothing_but_greetings_passes_is_refused(folder: Path) -> None:
     async with fronted(folder, OnlyGreetings("127.0.0.1")) as fleet:
         report = await checked(fleet)
@@ -285,7 +296,7 @@ async def test_a_path_on_which_nothing_but_greetings_passes_is_refused(folder: P
     assert finding(report, "reachable").severity is Severity.OK
 
 
-@pytest.mark.slow
+@slow_once
 async def test_two_checks_at_once_measure_one_after_the_other(folder: Path) -> None:
     async with running_fleet(folder) as fleet:
         fleet.start_guest("host-a")
@@ -300,7 +311,7 @@ async def test_two_checks_at_once_measure_one_after_the_other(folder: Path) -> N
     assert [one.path is not None and bool(one.path.goodput_bytes_per_s) for one in reports] == [True, True]
 
 
-@pytest.mark.slow
+@slow_once
 async def test_who_may_send_no_guests_may_not_measure(folder: Path) -> None:
     rules = ALLOW_ALL.replace('agents = ["*"]', 'agents = ["host-c"]')
     async with running_fleet(folder, rules=rules) as fleet:

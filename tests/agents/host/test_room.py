@@ -21,7 +21,12 @@ from tests.agents.hypervisors.qemu.conftest import needs_qemu
 from tests.agents.survey.trees import host
 from tests.transport.certificates import Authority
 
-pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.slow,
+    # What is proved is what the checks say: once is enough.
+    pytest.mark.parametrize("anyio_backend", ["asyncio"]),
+]
 
 HOST_BYTES = os.sysconf("SC_PHYS_PAGES") * resource.getpagesize()
 LOOKS_ONLY = ALLOW_ALL.replace('"view", "move", "resolve"', '"view"')
@@ -169,7 +174,6 @@ async def test_what_the_kernels_say_is_what_the_check_says(folder: Path) -> None
 
 
 @needs_qemu()
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_qemu_guest_says_its_vcpus_its_balloon_and_what_confines_it(folder: Path) -> None:
     cpus = os.sysconf("SC_NPROCESSORS_ONLN")
     async with qemu_fleet(folder) as guests:

@@ -98,8 +98,8 @@ class SharedDirs:
 
     async def plant(self, disks: Sequence[DiskFacts]) -> tuple[tuple[Probe, ...], dict[str, bytes]]:
         """Write a fresh nonce beside each disk that is a file, and where the records are if that is elsewhere."""
-        planted = await self._threads.run(lambda: self._plant(disks))
-        if self._etcd is not None and await self._threads.run(lambda: self._beside_first(disks)) is None:
+        planted, is_elsewhere = await self._threads.run(lambda: self._plant(disks))
+        if is_elsewhere and self._etcd is not None:
             planted.nonces[RECORDS] = nonce = secrets.token_bytes(NONCE_BYTES)
             with contextlib.suppress(StorageFailed):
                 planted.probes.append(Probe(disk=RECORDS, path=await self._etcd.plant(nonce)))
@@ -156,15 +156,16 @@ class SharedDirs:
                 tasks.start_soon(read_one, number, probe)
         return tuple(readings[number] for number in range(len(probes)))
 
-    def _plant(self, disks: Sequence[DiskFacts]) -> Planted:
-        is_elsewhere = self._etcd is None and self._beside_first(disks) is None
+    def _plant(self, disks: Sequence[DiskFacts]) -> tuple[Planted, bool]:
+        """Plant in files; also tell whether the records are beside no disk."""
+        is_elsewhere = self._beside_first(disks) is None
         planted = plant(list(disks), self._places)
-        if is_elsewhere:
+        if is_elsewhere and self._etcd is None:
             planted.nonces[RECORDS] = nonce = secrets.token_bytes(NONCE_BYTES)
             with contextlib.suppress(OSError):
                 path = fileops.write_new(self._roots[0], PROBE_PREFIX, nonce)
                 planted.probes.append(Probe(disk=RECORDS, path=str(path)))
-        return planted
+        return planted, is_elsewhere
 
     async def _read_in_etcd(self, probe: Probe) -> Reading:
         if self._etcd is None:
@@ -197,16 +198,13 @@ class SharedDirs:
             if self._etcd is None:
                 return f"they are in etcd ({directory[:200]}), and this host has no [storage.etcd] in its configuration"
             return await self._etcd.check(directory, guest.guest_id)
-        if (
-            self._etcd is not None
-            and await self._threads.run(lambda: self._beside_first(guest.disks)) is None
-        ):
+        is_elsewhere = await self._threads.run(lambda: self._beside_first(guest.disks)) is None
+        if is_elsewhere and self._etcd is not None:
             return (
                 f"this host keeps the records of such guests in etcd, and the other named "
                 f"{directory[:200]}: it has no [storage.etcd] in its configuration"
             )
-        is_elsewhere = await self._threads.run(lambda: self._beside_first(guest.disks)) is None
-        if self._etcd is None and is_elsewhere and Path(directory) != Path(self._first_dir):
+        if is_elsewhere and Path(directory) != Path(self._first_dir):
             return (
                 f"this host keeps the records of guests without a disk file in {self._first_dir}, and the other "
                 f"in {directory[:200]}: name the same directory first in [storage] shared_dirs of both"

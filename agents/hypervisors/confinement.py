@@ -8,7 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-__all__ = ["ROOT", "has_apparmor", "has_selinux", "profile_of", "selinux_label_of"]
+from migrate.facts import Confinement
+
+__all__ = ["ROOT", "confinement_of", "has_apparmor", "has_selinux", "profile_of", "selinux_label_of"]
 
 ROOT: Final = Path("/")
 _UNCONFINED: Final = "unconfined"
@@ -46,6 +48,11 @@ def profile_of(pid: int | str, root: Path = ROOT) -> str:
     # "NAME (MODE)"; a name may have blanks and brackets of its own.
     name, _, _ = line.rpartition(" (") if line.endswith(")") else (line, "", "")
     return "" if name == _UNCONFINED else name
+
+
+def confinement_of(pid: int, root: Path = ROOT) -> Confinement:
+    """Give what confines a guest's process."""
+    return Confinement(selinux_label=selinux_label_of(pid, root), apparmor_profile=profile_of(pid, root))
 
 
 def _line(path: Path) -> str:

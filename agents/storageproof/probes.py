@@ -20,7 +20,7 @@ from agents.ownership.files import outside
 from agents.storageproof import images, locks
 from agents.storageproof.places import SharedPlaces
 from agents.storageproof.sectors import MAX_OFFSETS, choose_offsets
-from migrate.facts import DiskFacts, DiskKind
+from migrate.facts import DiskFacts, DiskKind, ImageFacts
 from migrate.preflight import LockAnswer, Probe, Reading
 
 __all__ = [
@@ -83,9 +83,7 @@ def plant(disks: list[DiskFacts], places: SharedPlaces) -> Planted:
 
 def look(probe: Probe, places: SharedPlaces) -> Reading:
     """Look at a probe of this host's own, and at its disk. Blocks."""
-    image = images.look_at(
-        probe.image, places, offsets=probe.offsets[:MAX_OFFSETS], is_read_only=probe.is_read_only
-    )
+    image = _image(probe, places)
     content, error = None, probe.error or None
     if probe.path:
         try:
@@ -103,11 +101,7 @@ def look(probe: Probe, places: SharedPlaces) -> Reading:
 
 def answer(probe: Probe, places: SharedPlaces) -> Reading:
     """Read what another host has planted, write a nonce behind it, and try its lock. All of it is hostile. Blocks."""
-    image = None
-    if probe.image:
-        image = images.look_at(
-            probe.image, places, offsets=probe.offsets[:MAX_OFFSETS], is_read_only=probe.is_read_only
-        )
+    image = _image(probe, places) if probe.image else None
     if image is not None and not probe.path:
         return Reading(disk=probe.disk, content=None, error=None, image=image)
     path = Path(probe.path)
@@ -137,6 +131,12 @@ def answer(probe: Probe, places: SharedPlaces) -> Reading:
         echo_error=echo_error,
         lock=lock,
         lock_error=lock_error,
+    )
+
+
+def _image(probe: Probe, places: SharedPlaces) -> ImageFacts:
+    return images.look_at(
+        probe.image, places, offsets=probe.offsets[:MAX_OFFSETS], is_read_only=probe.is_read_only
     )
 
 

@@ -5,6 +5,7 @@ Law: pure. Names are compared in their one spelling, whatever the peer wrote. No
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,7 +13,7 @@ from migrate.cpunames import canonical, canonical_all
 from migrate.facts import CpuFacts, GuestCpuFacts, HostCpuFacts
 from migrate.preflight.evidence import Inspection
 
-__all__ = ["HOST_MODELS", "MICROCODE", "NESTED", "CpuFit", "is_state"]
+__all__ = ["HOST_MODELS", "MICROCODE", "NESTED", "CpuFit", "is_host_model", "is_state", "models_with"]
 
 # Models that are whatever the host and the hypervisor's version give; the last two are libvirt's words.
 HOST_MODELS: Final = frozenset({"host", "max", "host-passthrough", "maximum"})
@@ -76,11 +77,6 @@ class CpuFit:
         else:
             # The machine there is started with the same additions; it gets those that its hypervisor has at all.
             given = frozenset(canonical_all(model.features)) | (frozenset(canonical_all(run.added)) & at_all)
-        fitting = sorted(
-            (len(cpu.features), cpu.model)
-            for cpu in inspection.host.cpus
-            if not is_host_model(cpu) and wanted.issubset(canonical_all(cpu.features))
-        )
         return cls(
             guest=guest,
             run=run,
@@ -89,7 +85,7 @@ class CpuFit:
             wanted=wanted,
             given=given,
             is_known=model is not None or bool(at_all),
-            fitting=tuple(name for _, name in fitting),
+            fitting=models_with(wanted, inspection.host.cpus),
         )
 
     @property
@@ -110,6 +106,17 @@ class CpuFit:
         """Models that have all of the guest's features at either end, the nearest first."""
         here = frozenset(self.run.alternatives)
         return tuple(model for model in self.fitting if model in here)
+
+
+def models_with(features: Iterable[str], cpus: Iterable[CpuFacts]) -> tuple[str, ...]:
+    """Give the models that have all of these features, the nearest first; none that is whatever its host gives."""
+    wanted = frozenset(canonical_all(features))
+    fitting = sorted(
+        (len(cpu.features), cpu.model)
+        for cpu in cpus
+        if not is_host_model(cpu) and wanted.issubset(canonical_all(cpu.features))
+    )
+    return tuple(model for _, model in fitting)
 
 
 def is_host_model(cpu: CpuFacts) -> bool:

@@ -18,7 +18,7 @@ from typing import Final, TypeVar
 
 from anyio import to_thread
 
-from agents.hypervisors.confinement import ROOT, profile_of, selinux_label_of
+from agents.hypervisors.confinement import ROOT, confinement_of
 from agents.hypervisors.embedded.client import Description, GuestClient, launch_guest
 from agents.hypervisors.embedded.cpuid import facts_of_model
 from agents.hypervisors.embedded.errors import EmbeddedError, GuestGone
@@ -34,7 +34,6 @@ from memory.runs import Runs, empty_runs
 from migrate.errors import GuestRefused, GuestUnknown
 from migrate.facts import (
     BlockFacts,
-    Confinement,
     DiskFacts,
     GuestCpuFacts,
     GuestDemand,
@@ -46,6 +45,7 @@ from migrate.facts import (
     Objection,
 )
 from migrate.ports import DeviceStateSink, DirtyTracker, SeenGuest
+from migrate.preflight.cpufit import models_with
 
 __all__ = ["EmbeddedHypervisor", "EmbeddedIncomingGuest", "EmbeddedRunningGuest"]
 
@@ -190,11 +190,7 @@ class EmbeddedHypervisor:
             if described.state == "faulted":
                 raise GuestRefused(f"guest {described.spec.name} cannot be moved: {described.fault}")
             ram = _map_ram(client, described.spec)
-            confinement = Confinement(
-                selinux_label=selinux_label_of(described.pid, self._root),
-                apparmor_profile=profile_of(described.pid, self._root),
-            )
-            facts = replace(_facts(described), confinement=confinement)
+            facts = replace(_facts(described), confinement=confinement_of(described.pid, self._root))
             return EmbeddedRunningGuest(client, paths, facts, ram)
 
     def _find_incoming(self, guest_id: str) -> EmbeddedIncomingGuest | None:
@@ -392,10 +388,8 @@ def _facts(described: Description) -> GuestFacts:
 
 @functools.cache
 def _cpu_run(cpu_model: str) -> GuestCpuFacts:
-    wanted = set(facts_of_model(cpu_model).features)
-    fitting = [one for one in map(facts_of_model, CPU_MODELS) if wanted.issubset(one.features)]
-    fitting.sort(key=lambda one: (len(one.features), one.model))
-    return GuestCpuFacts(version=_EMULATOR, alternatives=tuple(one.model for one in fitting))
+    alternatives = models_with(facts_of_model(cpu_model).features, map(facts_of_model, CPU_MODELS))
+    return GuestCpuFacts(version=_EMULATOR, alternatives=alternatives)
 
 
 @functools.cache

@@ -16,7 +16,7 @@ from typing import Final
 import anyio
 import anyio.to_thread
 
-from agents.hypervisors.confinement import ROOT
+from agents.hypervisors.confinement import ROOT, confinement_of
 from agents.hypervisors.hostmemory import free_memory_bytes, memory_nodes
 from agents.hypervisors.inhabitants import Inhabitant
 from agents.hypervisors.kvm import KvmCpu, kvm_cpu
@@ -38,7 +38,6 @@ from agents.hypervisors.qemu.found import Found, connected, interview, remove_if
 from agents.hypervisors.qemu.guest import Hold, hold
 from agents.hypervisors.qemu.guestfacts import (
     blocks_of,
-    confinement_of,
     facts_of,
     facts_of_undescribed,
     huge_bytes_of,
@@ -75,6 +74,7 @@ from migrate.facts import (
     Objection,
 )
 from migrate.ports import SeenGuest
+from migrate.preflight.cpufit import models_with
 
 __all__ = ["QemuHypervisor"]
 
@@ -282,7 +282,7 @@ class QemuHypervisor:
                 self._cpus[found.pid] = await cpu_of(qmp, spec.cpu), await self._cpu_run(qmp, spec)
             cpu, run = self._cpus[found.pid]
             if models is not None:
-                run = replace(run, alternatives=models.alternatives(cpu))
+                run = replace(run, alternatives=models_with(cpu.features, models.cpus))
             hardware = await self._hardware_of(qmp)
             facts = replace(
                 facts_of(spec, cpu, run, is_running=await run_state(qmp) == "running"),
@@ -294,8 +294,9 @@ class QemuHypervisor:
                     has_balloon=spec.has_balloon,
                     balloon_bytes=await balloon_of(qmp) if spec.has_balloon else None,
                 ),
-                confinement=await anyio.to_thread.run_sync(
-                    confinement_of, found.pid, await is_confidential(qmp), self._root
+                confinement=replace(
+                    await anyio.to_thread.run_sync(confinement_of, found.pid, self._root),
+                    is_confidential=await is_confidential(qmp),
                 ),
             )
             threads = await vcpu_threads(qmp)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
-from agents.hypervisors.confinement import profile_of, selinux_label_of
 from agents.hypervisors.qemu.errors import SpecInvalid
 from agents.hypervisors.qemu.found import Found
 from agents.hypervisors.qemu.spec import KIND, DiskSpec, QemuSpec
-from migrate.facts import BlockFacts, Confinement, CpuFacts, DiskFacts, GuestCpuFacts, GuestDemand, GuestFacts
+from migrate.facts import BlockFacts, CpuFacts, DiskFacts, GuestCpuFacts, GuestDemand, GuestFacts
 
-__all__ = ["blocks_of", "confinement_of", "facts_of", "facts_of_undescribed", "huge_bytes_of"]
+__all__ = ["blocks_of", "facts_of", "facts_of_undescribed", "huge_bytes_of"]
 
 
 def huge_bytes_of(guest: GuestFacts | None) -> int:
@@ -23,15 +21,6 @@ def huge_bytes_of(guest: GuestFacts | None) -> int:
     except SpecInvalid:
         return 0
     return sum(memory.size_bytes for memory in spec.memories if memory.page_bytes)
-
-
-def confinement_of(pid: int, is_encrypted: bool, root: Path) -> Confinement:
-    """Tell what confines a process, and whether its RAM can be read."""
-    return Confinement(
-        is_confidential=is_encrypted,
-        selinux_label=selinux_label_of(pid, root),
-        apparmor_profile=profile_of(pid, root),
-    )
 
 
 def blocks_of(spec: QemuSpec) -> tuple[BlockFacts, ...]:

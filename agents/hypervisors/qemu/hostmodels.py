@@ -48,12 +48,6 @@ class HostModels:
     deprecated: tuple[str, ...] = ()
     device_types: frozenset[str] = frozenset()
 
-    def alternatives(self, cpu: CpuFacts) -> tuple[str, ...]:
-        """Give the models with everything that a guest's CPU has, the nearest first; not those that vary by host."""
-        wanted = set(cpu.features)
-        fitting = [one for one in self.cpus if not one.is_host_dependent and wanted.issubset(one.features)]
-        return tuple(one.model for one in sorted(fitting, key=lambda one: (len(one.features), one.model)))
-
     def cpu_host(self, kvm: KvmCpu | None) -> HostCpuFacts:
         """Give what the host has besides; `kvm` is what KVM says of it, None where its own CPU runs no guests."""
         if kvm is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from agents.kernelfiles import text_of
 from migrate.facts import Confinement
 
 __all__ = ["ROOT", "confinement_of", "has_apparmor", "has_selinux", "profile_of", "selinux_label_of"]
@@ -56,9 +57,4 @@ def confinement_of(pid: int, root: Path = ROOT) -> Confinement:
 
 
 def _line(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            content = file.read(_MAX_BYTES)
-    except OSError:
-        return ""
-    return content.rstrip(b"\0\n").decode("utf-8", "replace")
+    return text_of(path, _MAX_BYTES).rstrip("\0\n")

@@ -11,6 +11,8 @@ import struct
 from pathlib import Path
 from typing import Final
 
+from agents.kernelfiles import text_of
+
 __all__ = ["LOOP", "device_number", "identity_of", "is_read_only", "size_of"]
 
 LOOP: Final = "loop"
@@ -62,9 +64,4 @@ def size_of(descriptor: int) -> int:
 
 
 def _words(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            content = file.read(_MAX_BYTES)
-    except OSError:
-        return ""
-    return " ".join(content.decode(errors="replace").split())
+    return " ".join(text_of(path, _MAX_BYTES).split())

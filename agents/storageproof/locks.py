@@ -13,6 +13,8 @@ import struct
 from pathlib import Path
 from typing import Final
 
+from agents.kernelfiles import text_of
+
 __all__ = ["WRITE_LOCK_BYTE", "hold", "is_refused", "writers_of"]
 
 # 100 + BLK_PERM_WRITE (bit 1).
@@ -45,13 +47,8 @@ def is_refused(descriptor: int) -> bool:
 
 def writers_of(facts: os.stat_result, table: Path = Path("/proc/locks")) -> int:
     """Count the locks of QEMU's writers that processes of this host hold on a file."""
-    try:
-        with table.open("rb") as lines:
-            content = lines.read(_MAX_LOCKS_BYTES).decode(errors="replace")
-    except OSError:
-        return 0
     wanted = f"{os.major(facts.st_dev):02x}:{os.minor(facts.st_dev):02x}:{facts.st_ino}"
-    return sum(_is_writer(line.split(), wanted) for line in content.splitlines())
+    return sum(_is_writer(line.split(), wanted) for line in text_of(table, _MAX_LOCKS_BYTES).splitlines())
 
 
 def _is_writer(words: list[str], wanted: str) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
 
 import anyio.to_thread
 
@@ -16,11 +15,10 @@ from agents.config import LimitSettings
 from agents.hypervisors.confinement import ROOT
 from agents.hypervisors.hostmemory import memory_limits
 from agents.hypervisors.inhabitants import Inhabitant, Inhabited
+from agents.kernelfiles import text_of
 from migrate.facts import CapacityFacts, MoveSlots
 
 __all__ = ["CapacitySurveyor"]
-
-_MAX_FILE_BYTES: Final = 64 << 10
 
 
 class CapacitySurveyor:
@@ -70,17 +68,17 @@ class CapacitySurveyor:
 
     def _read(self) -> tuple[dict[str, int], int | None, float | None, float | None, float | None]:
         root = self._root
-        memory = _memory_of(_text(root / "proc/meminfo"))
+        memory = _memory_of(_ascii(root / "proc/meminfo"))
         limits = memory_limits(root / "proc/self/cgroup", root / "sys/fs/cgroup")
         if "MemTotal" in memory and limits:
             # Guests live in the agent's group: what it may not have is none of theirs.
             memory["MemTotal"] = min(memory["MemTotal"], *limits)
         return (
             memory,
-            _cpus_of(_text(root / "sys/devices/system/cpu/online")),
-            _load_of(_text(root / "proc/loadavg")),
-            _pressure_of(_text(root / "proc/pressure/memory")),
-            _pressure_of(_text(root / "proc/pressure/cpu")),
+            _cpus_of(_ascii(root / "sys/devices/system/cpu/online")),
+            _load_of(_ascii(root / "proc/loadavg")),
+            _pressure_of(_ascii(root / "proc/pressure/memory")),
+            _pressure_of(_ascii(root / "proc/pressure/cpu")),
         )
 
 
@@ -125,9 +123,5 @@ def _number(word: str) -> float | None:
     return float(word) if word.replace(".", "", 1).isdecimal() else None
 
 
-def _text(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return file.read(_MAX_FILE_BYTES).decode("ascii", "replace")
-    except OSError:
-        return ""
+def _ascii(path: Path) -> str:
+    return text_of(path, encoding="ascii")

@@ -17,6 +17,7 @@ import anyio.to_thread
 
 from agents.hypervisors.confinement import ROOT, has_apparmor, has_selinux, profile_of, selinux_label_of
 from agents.hypervisors.inhabitants import Inhabited
+from agents.kernelfiles import text_of
 from migrate.facts import (
     ApparmorFacts,
     CertificateFacts,
@@ -89,16 +90,16 @@ class SecuritySurveyor:
             is_label = _LABEL.fullmatch(label) is not None
             knows_label = is_label and self._knows_label(root / "sys/fs/selinux/context", label)
         return SelinuxFacts(
-            is_enforcing=_text(root / "sys/fs/selinux/enforce").strip() == "1",
-            policy=_policy_of(_text(root / "etc/selinux/config")),
-            has_mls=_text(root / "sys/fs/selinux/mls").strip() == "1",
+            is_enforcing=text_of(root / "sys/fs/selinux/enforce").strip() == "1",
+            policy=_policy_of(text_of(root / "etc/selinux/config")),
+            has_mls=text_of(root / "sys/fs/selinux/mls").strip() == "1",
             agent_label=selinux_label_of("self", root),
             knows_label=knows_label,
             is_label_taken=any(selinux_label_of(pid, root) == label for pid in others),
         )
 
     def _apparmor(self, profile: str) -> ApparmorFacts:
-        loaded = _text(self._root / "sys/kernel/security/apparmor/profiles", _MAX_PROFILES_BYTES)
+        loaded = text_of(self._root / "sys/kernel/security/apparmor/profiles", _MAX_PROFILES_BYTES)
         knows_profile = None
         if profile and loaded:
             # "NAME (MODE)" each.
@@ -126,11 +127,3 @@ def _policy_of(config: str) -> str:
         if key.strip() == "SELINUXTYPE":
             return value.strip().strip("\"'")
     return ""
-
-
-def _text(path: Path, max_bytes: int = 64 << 10) -> str:
-    try:
-        with path.open("rb") as file:
-            return file.read(max_bytes).decode("utf-8", "replace")
-    except OSError:
-        return ""

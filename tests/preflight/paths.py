@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from agents.api import CheckReport
 from agents.demo.proxy import Proxy
-from tests.agents.host.network import FRONTS
-from tests.agents.host.test_path import Delayed, HangsUp, OnlyGreetings, through
+from tests.agents.host.ways import FRONT, Delayed, HangsUp, OnlyGreetings, through
 from tests.preflight.cases import fits, problem, warned
 from tests.preflight.stage import Build
 
-BEHIND = {"fronts": {"host-b": FRONTS["host-b"]}}
+BEHIND = {"fronts": {"host-b": FRONT}}
 
 
 @problem("reachable")

@@ -14,7 +14,7 @@ from agents.hypervisors.qemu.spec import MemorySpec
 from tests.agents.host.fleet import ALLOW_ALL, HOSTS, NOISE, SLOW, in_precopy
 from tests.agents.survey.trees import Root, host
 from tests.preflight.cases import fits, problem, warned
-from tests.preflight.stage import Build
+from tests.preflight.stage import Build, Stage
 from tests.transport.certificates import Authority
 
 HOST_BYTES = os.sysconf("SC_PHYS_PAGES") * resource.getpagesize()
@@ -39,6 +39,21 @@ def confined(root: Root, *, policy: str = "targeted", profiles: str = "") -> Non
 
 def folders(made: dict[str, Root]) -> dict[str, object]:
     return {"roots": {name: root.folder for name, root in made.items()}}
+
+
+async def another_leaves(stage: Stage) -> None:
+    """Have another guest on its way from host-a to host-b, for as long as the case lasts."""
+    await stage.embedded("host-a", **NOISE)
+    job = await stage.fleet.start("worker", "host-a", "host-b", bandwidth_bytes_per_s=SLOW)
+    await stage.fleet.until("host-a", job, in_precopy)
+
+
+async def labelled(stage: Stage, made: dict[str, Root]) -> str:
+    """Start a guest that SELinux has given categories of its own; give its identity."""
+    guest = await stage.embedded()
+    label = "system_u:system_r:svirt_t:s0:c1,c2\0"
+    made["host-a"].write(f"proc/{stage.fleet.describe('host-a', guest).pid}/attr/current", label)
+    return guest
 
 
 @problem("memory")
@@ -83,27 +98,21 @@ async def more_vcpus_than_the_host_has_cpus(build: Build) -> CheckReport:
 @problem("incoming-limit")
 async def a_destination_that_takes_as_many_as_it_may(build: Build) -> CheckReport:
     async with build(limits={"host-b": "incoming = 1"}) as stage:
-        await stage.embedded("host-a", **NOISE)
-        job = await stage.fleet.start("worker", "host-a", "host-b", bandwidth_bytes_per_s=SLOW)
-        await stage.fleet.until("host-a", job, in_precopy)
+        await another_leaves(stage)
         return await stage.check(await stage.embedded(name="late"))
 
 
 @problem("outgoing-limit")
 async def a_source_that_sends_as_many_as_it_may(build: Build) -> CheckReport:
     async with build(limits={"host-a": "outgoing = 1"}) as stage:
-        await stage.embedded("host-a", **NOISE)
-        job = await stage.fleet.start("worker", "host-a", "host-b", bandwidth_bytes_per_s=SLOW)
-        await stage.fleet.until("host-a", job, in_precopy)
+        await another_leaves(stage)
         return await stage.check(await stage.embedded(name="late"))
 
 
 @problem("draining")
 async def a_destination_that_is_being_shut_down(build: Build) -> CheckReport:
     async with build() as stage:
-        await stage.embedded("host-a", **NOISE)
-        job = await stage.fleet.start("worker", "host-a", "host-b", bandwidth_bytes_per_s=SLOW)
-        await stage.fleet.until("host-a", job, in_precopy)
+        await another_leaves(stage)
         stage.fleet.agents["host-b"].ask_to_end()
         with anyio.fail_after(5):
             while await stage.fleet.page("host-b", "/healthz") != (503, "draining\n"):
@@ -155,10 +164,7 @@ async def hosts_with_selinux_and_a_guest_of_a_category_of_its_own(build: Build) 
     for root in made.values():
         confined(root)
     async with build(**folders(made)) as stage:
-        guest = await stage.embedded()
-        label = "system_u:system_r:svirt_t:s0:c1,c2\0"
-        made["host-a"].write(f"proc/{stage.fleet.describe('host-a', guest).pid}/attr/current", label)
-        return await stage.check(guest)
+        return await stage.check(await labelled(stage, made))
 
 
 @problem("selinux")
@@ -167,10 +173,7 @@ async def a_label_of_another_policy(build: Build) -> CheckReport:
     confined(made["host-a"])
     confined(made["host-b"], policy="mls")
     async with build(**folders(made)) as stage:
-        guest = await stage.embedded()
-        label = "system_u:system_r:svirt_t:s0:c1,c2\0"
-        made["host-a"].write(f"proc/{stage.fleet.describe('host-a', guest).pid}/attr/current", label)
-        return await stage.check(guest)
+        return await stage.check(await labelled(stage, made))
 
 
 @problem("apparmor")

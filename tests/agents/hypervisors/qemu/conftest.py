@@ -79,20 +79,24 @@ def wrapped_qemu(folder: Path, arguments: str) -> Path:
 
 def retold_qemu(folder: Path, pattern: str, instead: str) -> Path:
     """Make a QEMU whose answers about itself are others: what matches is replaced. Guests get the real one."""
-    binary = wrapped_qemu(folder, "")
-    said = {"QEMU": str(QEMU), "PATTERN": pattern.encode(), "INSTEAD": instead.encode()}
-    told = "".join(f"{name} = {value!r}\n" for name, value in said.items())
-    binary.write_text(f"#!{sys.executable}\n{told}{_BETWEEN}")
+    told = f"import re\n\n\ndef told(line):\n    return re.sub({pattern.encode()!r}, {instead.encode()!r}, line)\n"
+    return write_between(wrapped_qemu(folder, ""), told)
+
+
+def write_between(binary: Path, told: str) -> Path:
+    """Write a QEMU whose lines, where an agent asks what there is, go through the function `told` of this program."""
+    binary.write_text(f"#!{sys.executable}\nQEMU = {str(QEMU)!r}\n{told}\n\n{_BETWEEN}")
+    binary.chmod(0o755)
     return binary
 
 
 # Stands between the agent and the QEMU that it asks for its models, and passes lines on.
 _BETWEEN = """\
-import ctypes, os, re, socket, subprocess, sys, threading, time
+import ctypes, os, socket, subprocess, sys, threading, time
 
 arguments = sys.argv[1:]
 asked = [one for one in arguments if one.startswith("unix:")]
-if "none,accel=tcg" not in arguments or not asked:
+if not any(one.startswith("none,accel") for one in arguments) or not asked:
     os.execv(QEMU, ["qemu-system-x86_64", *arguments])
 path = asked[0].removeprefix("unix:").partition(",")[0]
 inner = path + ".inner"
@@ -112,7 +116,7 @@ here, _ = listener.accept()
 
 def back():
     for line in there.makefile("rb"):
-        here.sendall(re.sub(PATTERN, INSTEAD, line))
+        here.sendall(told(line))
 
 
 threading.Thread(target=back, daemon=True).start()

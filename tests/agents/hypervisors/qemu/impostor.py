@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.agents.hypervisors.qemu.conftest import QEMU
+from tests.agents.hypervisors.qemu.conftest import write_between
 
 __all__ = ["write_impostor"]
 
 # Only a QEMU without a machine is changed, which an agent asks what there is; guests are the real one's.
 _PROGRAM = """\
-#!{python}
-import ctypes, json, os, socket, subprocess, sys, time
+import json, sys
 
 PLAN = json.loads({plan!r})
-argv = sys.argv[1:]
-if argv == ["-L", "help"] and PLAN["data_dir"]:
+if sys.argv[1:] == ["-L", "help"] and PLAN["data_dir"]:
     print(PLAN["data_dir"])
     sys.exit()
-if not any(word.startswith("none,accel") for word in argv):
-    os.execv({qemu!r}, [{qemu!r}, *argv])
 
 
-def changed(message):
+def told(line):
+    message = json.loads(line)
     answer = message.get("return")
     if isinstance(answer, dict) and "qemu" in answer:
         answer["qemu"].update(dict(zip(("major", "minor", "micro"), PLAN["version"])))
@@ -36,34 +32,7 @@ def changed(message):
         for one in message["return"]:
             if isinstance(one, dict) and one.get("name") in PLAN["deprecated"]:
                 one["deprecated"] = True
-    return message
-
-
-at = argv.index("-qmp") + 1
-path = argv[at].removeprefix("unix:").partition(",")[0]
-argv[at] = argv[at].replace(path, path + ".real")
-# SIGKILL of this program must end it too: PR_SET_PDEATHSIG.
-child = subprocess.Popen([{qemu!r}, *argv], preexec_fn=lambda: ctypes.CDLL(None).prctl(1, 9))
-while not os.path.exists(path + ".real"):
-    time.sleep(0.01)
-inner = socket.socket(socket.AF_UNIX)
-inner.connect(path + ".real")
-server = socket.socket(socket.AF_UNIX)
-server.bind(path)
-server.listen()
-outer = server.accept()[0]
-there, here = inner.makefile("rwb"), outer.makefile("rwb")
-while True:
-    message = json.loads(there.readline())
-    here.write(json.dumps(changed(message)).encode() + b"\\n")
-    here.flush()
-    if "event" not in message:
-        line = here.readline()
-        if not line:
-            break
-        there.write(line)
-        there.flush()
-child.kill()
+    return json.dumps(message).encode() + b"\\n"
 """
 
 
@@ -78,6 +47,4 @@ def write_impostor(
     """Write a binary that says `version`, has no machine or device of the `hidden` names, and loads from `data_dir`."""
     names = {"hidden": list(hidden), "deprecated": list(deprecated)}
     plan = json.dumps({"version": version, **names, "data_dir": str(data_dir or "")})
-    path.write_text(_PROGRAM.format(python=sys.executable, plan=plan, qemu=str(QEMU)))
-    path.chmod(0o755)
-    return path
+    return write_between(path, _PROGRAM.format(plan=plan))

@@ -37,8 +37,6 @@ from migrate.lessons import Score, scores
 QUESTION: Final = "Do moves end within the intervals that were predicted of them?"
 
 MIB: Final = 1 << 20
-GOAL_COVERAGE: Final = (0.7, 0.95)
-GOAL_WIDTH: Final = 2.0
 EMBEDDED_MOVES: Final = 28
 # Each goes back and forth, so that each agent sees half of its moves.
 QEMU_RATES: Final = (10, 100)

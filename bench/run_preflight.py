@@ -25,8 +25,6 @@ from tests.preflight.stage import Build
 QUESTION: Final = "Does the preflight find every problem, and nothing where there is none?"
 
 SMOKE_CASES: Final = 3
-GOAL_PROBLEMS: Final = 60
-GOAL_GOOD: Final = 20
 GOAL_S: Final = 2.0
 
 

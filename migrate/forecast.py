@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from memory.layout import PAGE_BYTES
 from migrate.compression import Compression
 from migrate.phases import Phase
 from migrate.plan import OnTimeout, Policy
@@ -235,10 +234,6 @@ class MoveOutcome:
     @property
     def first_page_bytes(self) -> int:
         return self.first_raw_bytes + self.first_zstd_bytes
-
-    @property
-    def first_pages(self) -> int:
-        return self.first_page_bytes // PAGE_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import socket
 import stat
@@ -58,6 +59,12 @@ def in_precopy(view: JobView) -> bool:
     return view.phase is Phase.PRECOPY and view.progress.wire_bytes > 0
 
 
+# Below those that the kernel gives to connections: one of these stays free until its agent listens on it.
+_PORTS_END = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+_FIRST_PORT = _PORTS_END // 3
+# From anywhere, because other runs of these tests may go on beside this one.
+_ports = iter(range(random.randrange(_FIRST_PORT, _PORTS_END * 2 // 3), _PORTS_END))
+
 ALLOW_ALL = (
     '[[allow]]\noperators = ["*"]\nmay = ["view", "move", "resolve"]\n'
     '[[allow]]\nagents = ["*"]\nmay = ["send-guests"]\n'
@@ -99,7 +106,7 @@ class Fleet:
         pki.init_ca(certificates, "test")
         for host in HOSTS:
             pki.issue(certificates, pki.Role.AGENT, host)
-            self.guests_dir(host).mkdir(parents=True, mode=0o700)
+            self.guests_dir(host).mkdir(parents=True, exist_ok=True, mode=0o700)
         pki.issue(certificates, pki.Role.OPERATOR, "tester")
         self.shared.mkdir(exist_ok=True)
 
@@ -431,10 +438,11 @@ def scratch_folder() -> Iterator[Path]:
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
+    """A port that nobody has now, that no connection is given by chance, and that this never gives again."""
+    for port in _ports:
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError(f"no port is free below {_PORTS_END}")
 
 
 def cut_connections(port: int) -> int:

@@ -196,6 +196,9 @@ class HostAgent:
                     tasks=migrations,
                     gate=gate,
                 )
+                # Before anybody is served: who watches a job must not take the attempt that was cut off for its end.
+                for order in to_go_on:
+                    await outgoing.go_on(order)
                 service = ControlService(
                     outgoing=outgoing,
                     incoming=incoming,
@@ -262,8 +265,6 @@ class HostAgent:
                 )
                 if on_listening is not None:
                     on_listening(control_port, data.port, metrics_port)
-                for order in to_go_on:
-                    await outgoing.go_on(order)
                 await self._asked_to_end.wait()
                 await self._drain(outgoing, incoming)
             services.cancel_scope.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import anyio
@@ -23,7 +24,11 @@ from agents.api import (
     SetLimits,
     Watch,
 )
+from agents.host.jobs import Job
+from agents.host.orders import Order
+from agents.host.outgoing import Outgoing
 from agents.hypervisors.embedded.tracking import FORCE_HOOK_VARIABLE
+from agents.journal import JournalEntry, JournalFile
 from migrate.phases import Phase
 from migrate.plan import OnTimeout
 from migrate.preflight import Severity
@@ -50,6 +55,37 @@ async def test_a_guest_moves_there_and_back_three_times_while_it_runs(folder: Pa
             assert (report.phase, report.error, report.runs_on) == (Phase.COMPLETE, None, to)
             assert report.source_digest == report.destination_digest
             await fleet.check_runs_only_at(to, guest)
+
+
+async def test_who_asks_a_restarted_agent_at_once_is_told_of_the_attempt_that_goes_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = Fleet(folder)
+    before.shared.mkdir()
+    guest = before.start_guest("host-a").guest_id
+    order = Order(job="b" * 32, move=Move(guest=guest, to="host-b"))
+    journal = JournalFile.create(before.state_dir("host-a"), "a" * 32)
+    facts: dict[str, str | int | bytes | bool] = {
+        "guest_id": guest,
+        "guest_name": "worker",
+        "destination": "host-b",
+        "generation": 1,
+        "ownership_dir": str(before.shared / ".vmferry"),
+        "order": order.to_bytes(),
+    }
+    journal.append(JournalEntry(step="started", at_s=time.time(), facts=facts))
+    journal.close(ended=False)
+    at_once = Outgoing.go_on
+
+    async def after_a_while(self: Outgoing, order: Order) -> Job | None:
+        await anyio.sleep(0.3)  # as where a hypervisor takes its time to say which guests it has
+        return await at_once(self, order)
+
+    monkeypatch.setattr(Outgoing, "go_on", after_a_while)
+    async with running_fleet(folder) as fleet:
+        ended = await fleet.follow("host-a", order.job)
+        assert ended.phase is Phase.COMPLETE, ended.because
+        await fleet.check_runs_only_at("host-b", guest)
 
 
 async def test_an_offline_move_suspends_copies_and_resumes(folder: Path) -> None:

@@ -26,7 +26,7 @@ from migrate.lastround import LastRound
 from migrate.messages import MAX_COMPARED_GROUPS
 from migrate.pagewire import BATCH_PAGES, PageProducer, Pool
 from migrate.phases import Phase
-from migrate.plan import ASSUMED_GOODPUT_BYTES_PER_S, TELLING_PAGES, Decision
+from migrate.plan import ASSUMED_GOODPUT_BYTES_PER_S, TELLING_PAGES, Decision, catches_up
 from migrate.ports import PayloadSender, RunningGuest
 from migrate.stats import PageCounts, Progress, RoundStats
 
@@ -147,6 +147,19 @@ class Copier:
         stats = replace(stats, predicted_downtime_s=decision.predicted_downtime_s, because=decision.because)
         self._rounds.append(stats)
         return stats
+
+    async def catch_up(self) -> None:
+        """Send what the guest wrote while its switchover was made ready, until what is left is hardly worth a round.
+
+        Harvested first: what came meanwhile would otherwise be sent when the guest stands still.
+        """
+        await self.harvest()
+        rounds, is_worth_it = 0, True
+        while is_worth_it:
+            rounds, sent_pages = rounds + 1, self._dirty.count
+            await self.send_dirty()
+            await self.harvest()
+            is_worth_it = catches_up(rounds, sent_pages, self._dirty.count)
 
     async def send_dirty(self) -> PageCounts:
         """Send everything that is dirty now and wait until the destination has it."""

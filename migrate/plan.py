@@ -17,11 +17,14 @@ from migrate.stats import RoundStats
 __all__ = [
     "ASSUMED_FIXED_S",
     "ASSUMED_GOODPUT_BYTES_PER_S",
+    "FEW_PAGES",
+    "MAX_CATCH_UPS",
     "TELLING_PAGES",
     "Decision",
     "Next",
     "OnTimeout",
     "Policy",
+    "catches_up",
     "decide",
     "predicted_downtime_s",
 ]
@@ -31,6 +34,10 @@ __all__ = [
 WORTHWHILE_SHRINK: Final = 0.8
 # Below this the last pages cost less than the noise of the fixed parts (pause, load, resume: 1-5 ms).
 NEGLIGIBLE_LAST_PAGES_S: Final = 0.001
+# After the decision the second preflight and the arming take 20 to 300 ms, in which the guest writes on. Rounds that
+# send this shrink like those before them; while a few pages are sent a fast guest writes as many again.
+MAX_CATCH_UPS: Final = 4
+FEW_PAGES: Final = 64
 # Rounds without a new minimum of dirty pages before the planner calls it: the write rate of a real guest
 # swings, and a single worse round says nothing.
 STALLED_ROUNDS: Final = 12
@@ -94,6 +101,18 @@ def _copy_s(round_stats: RoundStats, pages: int) -> float:
     if round_stats.goodput_bytes_per_s <= 0:
         return float("inf")
     return pages * PAGE_BYTES / round_stats.goodput_bytes_per_s
+
+
+def catches_up(rounds: int, sent_pages: int, dirty_pages: int) -> bool:
+    """Judge a short round that follows the decision: whether one more would make the stop shorter.
+
+    Args:
+        rounds: how many there were, this one included.
+        sent_pages: what it sent.
+        dirty_pages: what the guest wrote meanwhile.
+    """
+    shrinks = dirty_pages < sent_pages * WORTHWHILE_SHRINK
+    return rounds < MAX_CATCH_UPS and dirty_pages > FEW_PAGES and shrinks
 
 
 def decide(rounds: Sequence[RoundStats], policy: Policy, fixed_s: float) -> Decision:

@@ -19,6 +19,7 @@ from migrate.plan import (
     TELLING_PAGES,
     Next,
     OnTimeout,
+    catches_up,
     decide,
 )
 from migrate.stats import RoundStats
@@ -197,12 +198,17 @@ def rehearse(conditions: Conditions, given: Circumstances) -> Rehearsed:
         )
         return replace(ended, total_s=given.overhead_s + passed_s)
     if converges:
-        # What was written during the second preflight and the arming is harvested after one more round.
+        # What was written during the second preflight and the arming is harvested and sent before the stop.
         sending.rest(given.late_s)
-        extra_s = sending.send(pages * PAGE_BYTES, 0.0) + ROUND_FIXED_S
-        passed_s += extra_s
-        sending.rest(ROUND_FIXED_S)
-        pages = given.curve.pages(given.late_s + extra_s)
+        pages = given.curve.pages(rounds[-1].duration_s + given.late_s)
+        catch_ups, is_worth_it = 0, True
+        while is_worth_it:
+            catch_ups, sent = catch_ups + 1, pages
+            took_s = sending.send(sent * PAGE_BYTES, 0.0) + ROUND_FIXED_S
+            sending.rest(ROUND_FIXED_S)
+            passed_s += took_s
+            pages = given.curve.pages(took_s)
+            is_worth_it = catches_up(catch_ups, int(sent), int(pages))
     last_s = sending.send(pages * PAGE_BYTES, 0.0)
     return _ended(
         conditions, given, sending, passed_s, given.fixed_s + last_s, converges, len(rounds), because

@@ -254,8 +254,7 @@ class OutgoingMigration:
             await self._examine(guest)
             await self._arm(guest)
             if not self._is_suspended:
-                # All this took some milliseconds of the guest's writes: one more short round.
-                await copier.round()
+                await copier.catch_up()
             watchers.cancel_scope.cancel()
         suspends = decision.next is Next.SUSPEND or self._is_suspended
         self._stands_by_wish = suspends

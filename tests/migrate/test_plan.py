@@ -3,7 +3,17 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from migrate.plan import STALLED_ROUNDS, Next, OnTimeout, Policy, decide, predicted_downtime_s
+from migrate.plan import (
+    FEW_PAGES,
+    MAX_CATCH_UPS,
+    STALLED_ROUNDS,
+    Next,
+    OnTimeout,
+    Policy,
+    catches_up,
+    decide,
+    predicted_downtime_s,
+)
 from migrate.stats import RoundStats
 
 FIXED_S = 0.01
@@ -102,3 +112,12 @@ def test_a_switch_over_is_never_predicted_to_exceed_the_limit(
     if decision.next is Next.SWITCH_OVER:
         assert decision.predicted_downtime_s <= limit_s
     assert decision.because
+
+
+def test_a_guest_is_caught_up_with_while_that_leaves_clearly_less_and_more_than_a_few_pages() -> None:
+    assert catches_up(1, 1000, 799)
+    assert not catches_up(1, 1000, 800)
+    assert not catches_up(1, 1000, FEW_PAGES)
+    assert catches_up(1, 1000, FEW_PAGES + 1)
+    assert not catches_up(1, 0, 0)
+    assert not catches_up(MAX_CATCH_UPS, 1000, 500)

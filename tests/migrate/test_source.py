@@ -8,7 +8,7 @@ import anyio
 import numpy as np
 import pytest
 
-from memory.runs import Runs, intersect
+from memory.runs import Runs, intersect, pages_in
 from migrate.errors import SetupRefused, StorageFailed
 from migrate.facts import CpuFacts
 from migrate.messages import Abort, Aborted, Commit, Inspect, Load
@@ -217,8 +217,46 @@ async def test_devices_are_drained_between_every_harvest_and_the_copy_that_follo
     # The audit copies once more, after the guest has left.
     told = [step for at, step in enumerate(steps) if at == 0 or step != steps[at - 1]]
     assert told[:6] == ["drain", "copy", "clear", "drain", "copy", "clear"]
-    assert steps.count("clear") == len(report.rounds) + 2
+    # After each round, before and after what the guest wrote while its switchover was made ready, and at the stop.
+    assert steps.count("clear") == len(report.rounds) + 3
     assert all(earlier == "drain" for earlier, step in pairwise(told[:-1]) if step == "copy")
+
+
+async def test_what_a_guest_writes_while_its_switchover_is_made_ready_is_sent_before_it_stops() -> None:
+    world = World()
+    guest, gather = world.guest, world.guest.ram.gather
+    copied_at_the_stop: list[int] = []
+
+    async def prepare() -> None:
+        guest.dirty_per_round = []
+        guest.write(range(300))
+
+    def noted_gather(runs: Runs, out: memoryview) -> int:
+        if world.watchers["a"].changes[-1][1] is Phase.STOP:
+            copied_at_the_stop.append(pages_in(runs))
+        return gather(runs, out)
+
+    guest.prepare_switchover = prepare  # type: ignore[method-assign]
+    guest.ram.gather = noted_gather  # type: ignore[method-assign]
+    report = await world.migrate()
+    assert report.phase is Phase.COMPLETE, report.error
+    assert report.source_digest == report.destination_digest
+    # The page that it wrote during the short round.
+    assert copied_at_the_stop == [1]
+
+
+async def test_a_guest_that_writes_as_fast_as_it_is_copied_is_stopped_after_one_short_round() -> None:
+    world = World()
+    guest = world.guest
+
+    async def prepare() -> None:
+        guest.dirty_per_round = [500] * 20
+
+    guest.prepare_switchover = prepare  # type: ignore[method-assign]
+    report = await world.migrate()
+    assert report.phase is Phase.COMPLETE, report.error
+    # Before the short round and after it: the guest stands still at the last harvest.
+    assert len(guest.dirty_per_round) == 18
 
 
 async def test_pages_that_the_guest_gave_back_are_zero_at_the_destination_too() -> None:

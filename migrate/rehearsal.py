@@ -209,7 +209,7 @@ def rehearse(conditions: Conditions, given: Circumstances) -> Rehearsed:
             passed_s += took_s
             pages = given.curve.pages(took_s)
             is_worth_it = catches_up(catch_ups, int(sent), int(pages))
-    last_s = sending.send(pages * PAGE_BYTES, 0.0)
+    last_s = sending.send(pages * PAGE_BYTES, 0.0) + ROUND_FIXED_S
     return _ended(
         conditions, given, sending, passed_s, given.fixed_s + last_s, converges, len(rounds), because
     )

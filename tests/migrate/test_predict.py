@@ -371,6 +371,19 @@ def test_one_lesson_does_not_overrule_the_model() -> None:
     assert one.width > figures(10.0).total_s.width
 
 
+def test_an_error_made_without_lessons_widens_less_than_one_made_with_them() -> None:
+    def width(learned_from: int) -> float:
+        wrong = past(4.0)
+        wrong = replace(wrong, prediction=replace(wrong.prediction, learned_from=learned_from))
+        right = [past(1.0 + 0.02 * number, number=number) for number in range(8)]
+        right = [replace(one, prediction=replace(one.prediction, learned_from=5)) for one in right]
+        return corrected(figures(10.0), lessons([wrong, *right], conditions())).total_s.width
+
+    assert width(0) < 0.8 * width(5)
+    # A store may say anything.
+    assert width(-2) == width(0)
+
+
 def test_lessons_of_the_same_hypervisor_path_and_guest_count_more() -> None:
     alike, other = past(2.0), past(2.0, hypervisor="other", guest_id="g2", destination="c")
     first, second = lessons([other, alike], conditions())

@@ -34,8 +34,9 @@ __all__ = ["Lesson", "Score", "corrected", "effective", "lessons", "outcome_of",
 # The latest moves that are looked at, and how much less each one counts than the one after it: hosts change.
 MAX_LESSONS: Final = 60
 FADING: Final = 0.93
-# A move of the same hypervisor, to the same host, of the same guest says more about the next one.
-LIKE_HYPERVISOR: Final = 6.0
+# A move of the same hypervisor, to the same host, of the same guest says more about the next one. What the model gets
+# wrong of one hypervisor's guests is nothing to those of another.
+LIKE_HYPERVISOR: Final = 20.0
 LIKE_DESTINATION: Final = 2.0
 LIKE_GUEST: Final = 3.0
 PRIOR_MOVES: Final = 3.0

@@ -34,7 +34,7 @@ from agents.storageproof.probes import (
 )
 from migrate.errors import StorageFailed
 from migrate.facts import DiskFacts, GuestFacts, ImageFacts
-from migrate.ownership import Ownership
+from migrate.ownership import Ownership, RecordInvalid
 from migrate.preflight import RECORDS, Probe, Reading
 
 __all__ = ["RecordStore", "SharedDirs", "SharedRecords"]
@@ -235,7 +235,8 @@ class SharedDirs:
 
     async def tidy(self, directory: str, guest_id: str) -> None:
         """Clear away what is older than the newest few records; what cannot be now will be another time."""
-        with contextlib.suppress(StorageFailed):
+        # A record that cannot be read is said when it is asked for; the guest that runs here does not depend on it.
+        with contextlib.suppress(StorageFailed, RecordInvalid):
             await self._store(directory).tidy(directory, guest_id)
 
     def _beside_first(self, disks: Sequence[DiskFacts]) -> str | None:

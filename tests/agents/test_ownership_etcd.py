@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -9,11 +10,11 @@ import anyio
 import pytest
 
 from agents.ownership.etcd import EtcdRecords
-from agents.ownership.gateway import EtcdPlace
+from agents.ownership.gateway import EtcdPlace, Gateway
 from agents.storage import SharedDirs
 from migrate.errors import NotRecorded, StorageFailed
 from migrate.facts import DiskFacts, GuestFacts
-from migrate.ownership import Ownership, RecordInvalid
+from migrate.ownership import Ownership, RecordInvalid, record_name
 from migrate.phases import Phase
 from migrate.preflight import RECORDS, Probe
 from tests.agents.etcds import Etcd, losing_proxy, place_of, running_etcd
@@ -45,6 +46,10 @@ async def records_in(place: EtcdPlace) -> AsyncIterator[EtcdRecords]:
         yield records
     finally:
         await records.aclose()
+
+
+def _base64(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
 
 
 def record(guest_id: str, generation: int, owner: str = "host-a") -> Ownership:
@@ -89,6 +94,25 @@ async def test_records_follow_each_other_and_old_ones_are_cleared(etcd: Etcd, gu
         assert await records.claim(place, record(guest_id, 1, "host-z")) == newest
         assert await records.claim(place, record(guest_id, 5, "host-z")) == newest
         assert await records.latest(place, f"{guest_id[:-1]}") is None
+
+
+async def test_a_record_that_is_none_is_said_and_clearing_old_ones_passes_over_it(
+    etcd: Etcd, guest_id: str, tmp_path: Path
+) -> None:
+    async with records_in(place_of(etcd.url)) as records:
+        place = await records.place()
+        await records.claim(place, record(guest_id, 1))
+        foreign = {
+            "key": _base64(f"{place_of(etcd.url).prefix}/records/{record_name(guest_id, 2)}"),
+            "value": _base64("not a record"),
+        }
+        gateway = Gateway(place_of(etcd.url))
+        await gateway.txn({"success": [{"request_put": foreign}]})
+        await gateway.aclose()
+        storage = SharedDirs([tmp_path], etcd=records)
+        with pytest.raises(RecordInvalid):
+            await storage.latest(place, guest_id)
+        await storage.tidy(place, guest_id)
 
 
 async def test_an_answer_that_is_lost_is_found_out_by_asking_again(etcd: Etcd, guest_id: str) -> None:

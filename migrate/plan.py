@@ -6,6 +6,7 @@ person who watches the move can act on.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -162,15 +163,13 @@ def decide(rounds: Sequence[RoundStats], policy: Policy, fixed_s: float) -> Deci
 
 
 def _overhead_s(rounds: Sequence[RoundStats]) -> float:
-    """Give what a round takes beside its pages (harvest, drain, barrier), as the quickest has shown.
+    """Give what a round takes beside its pages (harvest, drain, barrier), by the median of those there were.
 
     The first round tells nothing of it: it scans all RAM. Without this a guest whose every round leaves what the
-    overhead lets it write is copied again and again, for nothing.
+    overhead lets it write is copied again and again, for nothing; the quickest round alone made ten of them.
     """
-    return min(
-        (max(one.duration_s - _copy_s(one, one.sent_pages), 0.0) for one in rounds[1:]),
-        default=0.0,
-    )
+    overheads = [max(one.duration_s - _copy_s(one, one.sent_pages), 0.0) for one in rounds[1:]]
+    return statistics.median(overheads) if overheads else 0.0
 
 
 def _rounds_since_minimum(rounds: Sequence[RoundStats]) -> int:

@@ -62,6 +62,15 @@ def test_a_round_whose_overhead_lets_the_guest_write_as_much_again_is_not_made()
     assert decide(rounds[:1], Policy(downtime_limit_s=1.0), FIXED_S).next is Next.AGAIN
 
 
+def test_one_quick_round_does_not_make_others_that_are_not() -> None:
+    # Rounds of some 70 pages take 4.6 ms, 2.5 of them beside the pages; one was done at once.
+    quick = a_round(80, rate=15_000.0, goodput=136e6, duration_s=0.03)
+    usual = a_round(74, rate=15_000.0, goodput=136e6, duration_s=0.0325)
+    rounds = [a_round(5000), quick, usual, usual]
+    assert "would not make it much shorter" in decide(rounds, Policy(), FIXED_S).because
+    assert decide([a_round(5000), quick, quick, usual], Policy(), FIXED_S).next is Next.AGAIN
+
+
 def test_exactly_on_the_budget_is_within_it_and_a_page_more_is_not() -> None:
     fast_writer = 90_000.0  # a round would leave 0.9 of the pages: not worth it
     policy = Policy(downtime_limit_s=0.11)

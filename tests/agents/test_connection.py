@@ -120,7 +120,7 @@ async def test_garbage_is_misbehaviour() -> None:
 
 
 async def test_silence_ends_a_request_at_its_deadline_and_the_connection_with_it() -> None:
-    async with ScriptedHosts({"host-a": [silent]}, timeout_s=0.02) as hosts, hosts.connect("host-a") as agent:
+    async with ScriptedHosts({"host-a": [silent]}, timeout_s=0.2) as hosts, hosts.connect("host-a") as agent:
         with pytest.raises(PeerGone, match="host-a did not answer within") as caught:
             await agent.host()
         assert caught.value.may_have_reached_peer

@@ -6,6 +6,7 @@ and a round ends with a harvest, so a page that is written at any moment is in t
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Final
@@ -154,12 +155,12 @@ class Copier:
         Harvested first: what came meanwhile would otherwise be sent when the guest stands still.
         """
         await self.harvest()
-        rounds, is_worth_it = 0, True
-        while is_worth_it:
-            rounds, sent_pages = rounds + 1, self._dirty.count
+        for rounds in itertools.count(1):
+            sent_pages = self._dirty.count
             await self.send_dirty()
             await self.harvest()
-            is_worth_it = catches_up(rounds, sent_pages, self._dirty.count)
+            if not catches_up(rounds, sent_pages, self._dirty.count):
+                return
 
     async def send_dirty(self) -> PageCounts:
         """Send everything that is dirty now and wait until the destination has it."""

@@ -195,8 +195,8 @@ def _corrected(interval: Interval, learned: Sequence[Lesson], quantity: str) -> 
 def _ripeness(prediction: Prediction) -> float:
     """Give how much the error of a prediction says about those to come, which have its lesson and others.
 
-    The first few, whose model knew nothing of these hosts, were four times off; for sixty moves they had made the
-    intervals of a downtime a quarter wider (36 moves, `python -m bench predict`).
+    The first few, whose model knew nothing of these hosts, are far off, and would make all intervals wide until they
+    have faded.
     """
     learned_from = max(prediction.learned_from, 0)
     return FIRST_LESSON + learned_from / (learned_from + HALF_LEARNED)

@@ -18,8 +18,6 @@ from migrate.stats import RoundStats
 __all__ = [
     "ASSUMED_FIXED_S",
     "ASSUMED_GOODPUT_BYTES_PER_S",
-    "FEW_PAGES",
-    "MAX_CATCH_UPS",
     "TELLING_PAGES",
     "Decision",
     "Next",

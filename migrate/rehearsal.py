@@ -6,6 +6,7 @@ meanwhile is arithmetic on one `Circumstances`, in which nothing is uncertain an
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -201,14 +202,14 @@ def rehearse(conditions: Conditions, given: Circumstances) -> Rehearsed:
         # What was written during the second preflight and the arming is harvested and sent before the stop.
         sending.rest(given.late_s)
         pages = given.curve.pages(rounds[-1].duration_s + given.late_s)
-        catch_ups, is_worth_it = 0, True
-        while is_worth_it:
-            catch_ups, sent = catch_ups + 1, pages
+        for catch_ups in itertools.count(1):
+            sent = pages
             took_s = sending.send(sent * PAGE_BYTES, 0.0) + ROUND_FIXED_S
             sending.rest(ROUND_FIXED_S)
             passed_s += took_s
             pages = given.curve.pages(took_s)
-            is_worth_it = catches_up(catch_ups, int(sent), int(pages))
+            if not catches_up(catch_ups, int(sent), int(pages)):
+                break
     last_s = sending.send(pages * PAGE_BYTES, 0.0) + ROUND_FIXED_S
     return _ended(
         conditions, given, sending, passed_s, given.fixed_s + last_s, converges, len(rounds), because

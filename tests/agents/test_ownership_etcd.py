@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import base64
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -9,7 +8,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from agents.ownership.etcd import EtcdRecords
+from agents.ownership.etcd import EtcdRecords, _put
 from agents.ownership.gateway import EtcdPlace, Gateway
 from agents.storage import SharedDirs
 from migrate.errors import NotRecorded, StorageFailed
@@ -46,10 +45,6 @@ async def records_in(place: EtcdPlace) -> AsyncIterator[EtcdRecords]:
         yield records
     finally:
         await records.aclose()
-
-
-def _base64(text: str) -> str:
-    return base64.b64encode(text.encode()).decode()
 
 
 def record(guest_id: str, generation: int, owner: str = "host-a") -> Ownership:
@@ -102,12 +97,9 @@ async def test_a_record_that_is_none_is_said_and_clearing_old_ones_passes_over_i
     async with records_in(place_of(etcd.url)) as records:
         place = await records.place()
         await records.claim(place, record(guest_id, 1))
-        foreign = {
-            "key": _base64(f"{place_of(etcd.url).prefix}/records/{record_name(guest_id, 2)}"),
-            "value": _base64("not a record"),
-        }
+        key = f"{place_of(etcd.url).prefix}/records/{record_name(guest_id, 2)}"
         gateway = Gateway(place_of(etcd.url))
-        await gateway.txn({"success": [{"request_put": foreign}]})
+        await gateway.txn({"success": [_put(key.encode(), b"not a record")]})
         await gateway.aclose()
         storage = SharedDirs([tmp_path], etcd=records)
         with pytest.raises(RecordInvalid):

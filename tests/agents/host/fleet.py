@@ -59,12 +59,6 @@ def in_precopy(view: JobView) -> bool:
     return view.phase is Phase.PRECOPY and view.progress.wire_bytes > 0
 
 
-# Below those that the kernel gives to connections: one of these stays free until its agent listens on it.
-_PORTS_END = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-_FIRST_PORT = _PORTS_END // 3
-# From anywhere, because other runs of these tests may go on beside this one.
-_ports = iter(range(random.randrange(_FIRST_PORT, _PORTS_END * 2 // 3), _PORTS_END))
-
 ALLOW_ALL = (
     '[[allow]]\noperators = ["*"]\nmay = ["view", "move", "resolve"]\n'
     '[[allow]]\nagents = ["*"]\nmay = ["send-guests"]\n'
@@ -435,6 +429,12 @@ def scratch_folder() -> Iterator[Path]:
                 finally:
                     client.close()
         shutil.rmtree(path)
+
+
+# Below those that the kernel gives to connections: one of these stays free until its agent listens on it.
+_PORTS_END = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+# From anywhere, because other runs of these tests may go on beside this one.
+_ports = iter(range(random.randrange(_PORTS_END // 3, _PORTS_END * 2 // 3), _PORTS_END))
 
 
 def free_port() -> int:

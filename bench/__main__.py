@@ -3,7 +3,7 @@
 Law: a scenario is a file `bench/run_NAME.py` with `QUESTION: str` (one sentence) and
 `run(smoke: bool) -> dict[str, object]` (figures with units in their names; the answer is a `..._ratio`). With
 `smoke` it runs once and tiny, to prove that it still runs; such figures prove nothing else. One that lives through
-seeds takes `seeds: int` as well.
+seeds takes `seeds: int` as well, and one of many rows `rows: Sequence[str]`: those that are wanted.
 """
 
 from __future__ import annotations
@@ -38,12 +38,14 @@ from bench.report import (
 __all__ = ["Scenario", "load", "main", "scenario_names"]
 
 FOLDER: Final = Path(__file__).resolve().parent
+# What only some scenarios may be told.
+OPTIONS: Final = ("seeds", "rows")
 
 
 class RunScenario(Protocol):
     """A scenario's `run`."""
 
-    def __call__(self, smoke: bool, **options: int) -> Mapping[str, object]: ...
+    def __call__(self, smoke: bool, **options: int | Sequence[str]) -> Mapping[str, object]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,10 +56,9 @@ class Scenario:
     question: str
     run: RunScenario
 
-    @property
-    def takes_seeds(self) -> bool:
-        """Whether it may be told how many seeds to live through."""
-        return "seeds" in inspect.signature(self.run).parameters
+    def takes(self, option: str) -> bool:
+        """Whether it may be told this."""
+        return option in inspect.signature(self.run).parameters
 
 
 def scenario_names(folder: Path = FOLDER) -> list[str]:
@@ -95,10 +96,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         listed = ", ".join(scenario_names()) or "none"
         console.print(f"error: no scenario {', '.join(unknown) or 'at all'}; there is: {listed}")
         return 2
-    more = {} if options.seeds is None else {"seeds": options.seeds}
-    if more and (deaf := [name for name in wanted if not load(name).takes_seeds]):
-        console.print(f"error: no seeds in {', '.join(deaf)}: leave --seeds away")
-        return 2
+    more = {name: value for name in OPTIONS if (value := getattr(options, name)) is not None}
+    for option in more:
+        if deaf := [name for name in wanted if not load(name).takes(option)]:
+            console.print(f"error: no {option} in {', '.join(deaf)}: leave --{option} away")
+            return 2
     return _run(wanted, options.smoke, more, options.json, console)
 
 
@@ -107,18 +109,23 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m bench",
         description="Answer questions of speed with figures that name their machine.",
         epilog="Examples: python -m bench list; python -m bench link --json a.json; "
-        "python -m bench chaos --seeds 5000; "
+        "python -m bench chaos --seeds 5000; python -m bench qemu --rows loopback_wr10; "
         "python -m bench compare a.json b.json; python -m bench --smoke",
     )
     parser.add_argument("words", nargs="*", metavar="WORD", help="list | NAME... | compare A.json B.json")
     parser.add_argument("--smoke", action="store_true", help="once and tiny: only to see that it runs")
     parser.add_argument("--seeds", type=int, metavar="N", help="how many seeds, where there are any (chaos)")
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="only these, where there are many (qemu)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     return parser
 
 
 def _run(
-    wanted: Sequence[str], smoke: bool, more: Mapping[str, int], json_path: Path | None, console: Console
+    wanted: Sequence[str],
+    smoke: bool,
+    more: Mapping[str, int | Sequence[str]],
+    json_path: Path | None,
+    console: Console,
 ) -> int:
     machine = this_machine()
     console.print(_sentence(machine))

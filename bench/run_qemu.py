@@ -45,8 +45,14 @@ GOALS: Final = {"downtime": 0.3, "total_loopback": 0.7, "cpu_loopback": 0.8, "to
 Rows = dict[str, list[dict[str, float]]]
 
 
-def run(smoke: bool) -> dict[str, object]:
-    """Give medians of each way in each row, and the ratios of vmferry to the best encrypted one."""
+def run(smoke: bool, rows: Sequence[str] = ()) -> dict[str, object]:
+    """Give medians of each way in each row, and the ratios of vmferry to the best encrypted one.
+
+    `rows` are those that are wanted, as LINK_wrRATE; empty means all.
+    """
+    known = [_row(link, rate) for rate in RATES for link in LINKS]
+    if strange := sorted(set(rows) - set(known)):
+        raise ValueError(f"no row {', '.join(strange)}; there are: {', '.join(known)}")
     try:
         binary, kernel = find_qemu(), find_kernel()
     except (NoQemu, KernelMissing) as exc:
@@ -61,9 +67,12 @@ def run(smoke: bool) -> dict[str, object]:
             words = f"set={SET_MIB} fill={FILL_MIB} rate={rate}"
             save_guest(place, ram_bytes=RAM_BYTES, words=words)
             for link in links:
+                row = _row(link, rate)
+                if rows and row not in rows:
+                    continue
                 ways = [way.name for way in WAYS if not smoke or way.name == "tls"]
-                rows = _measure(place, link, words, ways, 1 if smoke else ROUNDS[link])
-                figures |= dict(_figures(f"{link}_wr{rate}", link, rows))
+                moves = _measure(place, link, words, ways, 1 if smoke else ROUNDS[link])
+                figures |= dict(_figures(row, moves))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return figures
@@ -99,7 +108,11 @@ def _measure(place: Place, link: str, words: str, ways: Sequence[str], rounds: i
     return rows
 
 
-def _figures(row: str, link: str, rows: Rows) -> Iterator[tuple[str, object]]:
+def _row(link: str, rate: int) -> str:
+    return f"{link}_wr{rate}"
+
+
+def _figures(row: str, rows: Rows) -> Iterator[tuple[str, object]]:
     """Give the medians of a row, and vmferry's ratios to the best encrypted way for each figure."""
     medians = {way: _medians(moves) for way, moves in rows.items()}
     encrypted = [way.name for way in WAYS if way.is_tls and way.name in medians]

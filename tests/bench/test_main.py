@@ -72,6 +72,11 @@ def test_wrong_usage_is_two(words: list[str], capsys: pytest.CaptureFixture[str]
     assert main(words) == 2
 
 
+def test_rows_that_nobody_knows_are_an_error_that_lists_them() -> None:
+    with pytest.raises(ValueError, match=r"no row lo_wr1; there are: loopback_wr10, .*100mbit_wr200"):
+        load("qemu").run(True, rows=["lo_wr1"])
+
+
 def test_seeds_are_for_scenarios_that_have_them(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -36,6 +36,9 @@ class LastRound:
         self._state_bytes = 0
         self._is_finished = False
         self._pages_given_s: float | None = None
+        # As they travel.
+        self._page_payload_bytes = 0
+        self._state_payload_bytes = 0
         self._lock = threading.Lock()
 
     @property
@@ -43,10 +46,17 @@ class LastRound:
         """All of the device state that was added."""
         return self._state_bytes
 
-    @property
-    def pages_given_s(self) -> float | None:
-        """When the last page was given to a connection."""
-        return self._pages_given_s
+    def pages_ended_s(self, ended_s: float) -> float:
+        """Give when the pages were there, of a round that was acknowledged whole at `ended_s`.
+
+        Pages and state travel together and are not acknowledged one by one: what was on its way when the last page had
+        been given to a connection is taken to be of either kind as the whole round was.
+        """
+        if self._pages_given_s is None:
+            return ended_s
+        all_bytes = self._page_payload_bytes + self._state_payload_bytes
+        share = self._page_payload_bytes / all_bytes if all_bytes else 0.0
+        return self._pages_given_s + share * (ended_s - self._pages_given_s)
 
     def add_state(self, part: bytes) -> None:
         """The next bytes of the device state. A `migrate.ports.DeviceStateSink`."""
@@ -79,8 +89,13 @@ class LastRound:
                     return 0 if self._is_finished else NOT_YET
             if part is not None:
                 offset, content = part
-                return pack_into(out, content, offset, is_link_slow=self._is_link_slow)
+                size = pack_into(out, content, offset, is_link_slow=self._is_link_slow)
+                with self._lock:
+                    self._state_payload_bytes += size
+                return size
             if pages is not None and (size := pages(out)):
+                with self._lock:
+                    self._page_payload_bytes += size
                 return size
             with self._lock:
                 # Another thread may have come here first.

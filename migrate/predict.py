@@ -41,6 +41,8 @@ from migrate.rehearsal import (
     ZSTD_BYTES_PER_S,
     Circumstances,
     Rehearsed,
+    cpu_of,
+    pages_cpu_s,
     rehearse,
 )
 
@@ -60,7 +62,7 @@ HOST_SPREAD: Final = 1.7
 OVERHEAD_S: Final = (0.5, 2.0)
 FIXED_S: Final = (0.008, 2.0)
 LATE_S: Final = (0.03, 1.8)
-CPU_SPREAD: Final = 1.4
+CPU_SPREAD: Final = 1.5
 # A measurement of the path, of a second, against what it carries for minutes.
 GOODPUT_SPREAD: Final = 1.15
 # Between two hosts that nobody has measured: 100 Mbit/s to 10 Gbit/s.
@@ -169,6 +171,7 @@ class _World:
             _seconds((one.outcome.overhead_s, one.weight) for one in learned), *OVERHEAD_S
         )
         self._fixed = _Known(_seconds((one.outcome.fixed_s, one.weight) for one in learned), *FIXED_S)
+        self._cpu = _Known(_cpu_factors(learned), 1.0, CPU_SPREAD)
         self._link = _link(conditions, learned)
 
     def draw(self, random_: random.Random) -> Circumstances:
@@ -188,7 +191,7 @@ class _World:
             overhead_s=self._overhead.draw(random_),
             fixed_s=self._fixed.draw(random_),
             late_s=LATE_S[0] * random_.lognormvariate(0.0, math.log(LATE_S[1]) / _Z),
-            cpu_factor=random_.lognormvariate(0.0, math.log(CPU_SPREAD) / _Z),
+            cpu_factor=self._cpu.draw(random_),
         )
 
     def _content(self, random_: random.Random) -> tuple[int, float, float]:
@@ -287,6 +290,31 @@ def _host_factors(learned: Sequence[Lesson]) -> tuple[tuple[float, float], ...]:
         ideal_s = outcome.first_raw_bytes / RAW_BYTES_PER_S + outcome.first_zstd_bytes / ZSTD_BYTES_PER_S
         ideal_s += outcome.zero_pages * PAGE_BYTES / ZERO_BYTES_PER_S
         found.append((min(max(ideal_s / outcome.first_s, 0.01), 10.0), one.weight))
+    return tuple(found)
+
+
+def _cpu_factors(learned: Sequence[Lesson]) -> tuple[tuple[float, float], ...]:
+    """Give what moves took of the CPU over what their pages should have taken."""
+    found = []
+    for one in learned:
+        outcome = one.outcome
+        if (
+            outcome.cpu_s is None
+            or not 0 < outcome.cpu_s < MAX_SECONDS
+            or not 0 < outcome.total_s < MAX_SECONDS
+        ):
+            continue
+        pages_s = pages_cpu_s(
+            outcome.raw_pages * PAGE_BYTES, outcome.zstd_pages * PAGE_BYTES, outcome.zero_pages * PAGE_BYTES
+        )
+        ideal_s = cpu_of(
+            one.move.prediction.conditions,
+            pages_cpu_s=pages_s,
+            populated_bytes=outcome.sent_pages * PAGE_BYTES,
+            total_s=outcome.total_s,
+        )
+        if ideal_s > 0:
+            found.append((min(max(outcome.cpu_s / ideal_s, 0.01), 10.0), one.weight))
     return tuple(found)
 
 

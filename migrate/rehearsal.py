@@ -26,7 +26,15 @@ from migrate.plan import (
 from migrate.stats import RoundStats
 from transport.limits import MAX_RECORD_BYTES
 
-__all__ = ["RAW_BYTES_PER_S", "ZSTD_BYTES_PER_S", "Circumstances", "Rehearsed", "rehearse"]
+__all__ = [
+    "RAW_BYTES_PER_S",
+    "ZSTD_BYTES_PER_S",
+    "Circumstances",
+    "Rehearsed",
+    "cpu_of",
+    "pages_cpu_s",
+    "rehearse",
+]
 
 # What two hosts do with pages where no link holds them back (bench/README.md: 1 GiB at 0.9 to 1.1 GB/s raw; one core
 # compresses 0.4 GB/s). A draw scales all three alike.
@@ -41,15 +49,17 @@ WIRE_FIXED_BYTES: Final = 8 << 10
 IN_FLIGHT_BYTES: Final = 4 << 20
 # The harvest, the drain and the threads' awakening, once a round.
 ROUND_FIXED_S: Final = 0.003
+# The last round's, over what else a stop takes: both are wake-ups, and as quick or slow as the host.
+LAST_ROUND_SHARE: Final = 0.25
 # The planner gives up after 12 rounds without a minimum; a move with more rounds than this is shown as it stands.
 MAX_ROUNDS: Final = 120
 # CPU of the source's agent: for each byte that goes raw (copied, hashed, sealed, sent), for each that is compressed,
 # for each that is found zero, and for each that the proof reads; and beside them for a move and for each second.
-RAW_CPU_S_PER_BYTE: Final = 1.1e-9
-ZSTD_CPU_S_PER_BYTE: Final = 3.0e-9
+RAW_CPU_S_PER_BYTE: Final = 1.7e-9
+ZSTD_CPU_S_PER_BYTE: Final = 2.7e-9
 ZERO_CPU_S_PER_BYTE: Final = 0.15e-9
 AUDIT_CPU_S_PER_BYTE: Final = 0.25e-9
-MOVE_CPU_S: Final = 0.15
+MOVE_CPU_S: Final = 0.035
 CPU_S_PER_S: Final = 0.05
 
 
@@ -88,6 +98,19 @@ class Rehearsed:
     because: str
 
 
+def pages_cpu_s(raw_bytes: float, zstd_bytes: float, zero_bytes: float) -> float:
+    """Give the CPU of pages that went raw, compressed, and were found zero."""
+    return (
+        raw_bytes * RAW_CPU_S_PER_BYTE + zstd_bytes * ZSTD_CPU_S_PER_BYTE + zero_bytes * ZERO_CPU_S_PER_BYTE
+    )
+
+
+def cpu_of(conditions: Conditions, *, pages_cpu_s: float, populated_bytes: float, total_s: float) -> float:
+    """Give the CPU of the source's agent for a whole move, on hosts whose `cpu_factor` is 1."""
+    audit_s = populated_bytes * AUDIT_CPU_S_PER_BYTE if conditions.audit else 0.0
+    return MOVE_CPU_S + CPU_S_PER_S * total_s + pages_cpu_s + audit_s
+
+
 class _Sending:
     """What sending costs, with the choice between raw and compressed as `CompressionChooser` makes it.
 
@@ -118,7 +141,7 @@ class _Sending:
         raw, zstd = self._split(data_bytes)
         wire_bytes = (raw + zstd * self._zstd_share) * WIRE_OVERHEAD
         self.wire_bytes += wire_bytes
-        self.cpu_s += raw * RAW_CPU_S_PER_BYTE + zstd * ZSTD_CPU_S_PER_BYTE + zero_bytes * ZERO_CPU_S_PER_BYTE
+        self.cpu_s += pages_cpu_s(raw, zstd, zero_bytes)
         took_s = raw / self._raw_bytes_per_s + zstd / self._zstd_bytes_per_s
         took_s += zero_bytes / self._zero_bytes_per_s
         took_s = max(took_s, (wire_bytes - self._saved_bytes) / self._cap_bytes_per_s)
@@ -210,7 +233,7 @@ def rehearse(conditions: Conditions, given: Circumstances) -> Rehearsed:
             pages = given.curve.pages(took_s)
             if not catches_up(catch_ups, int(sent), int(pages)):
                 break
-    last_s = sending.send(pages * PAGE_BYTES, 0.0) + ROUND_FIXED_S
+    last_s = sending.send(pages * PAGE_BYTES, 0.0) + LAST_ROUND_SHARE * given.fixed_s
     return _ended(
         conditions, given, sending, passed_s, given.fixed_s + last_s, converges, len(rounds), because
     )
@@ -227,12 +250,17 @@ def _ended(
     because: str,
 ) -> Rehearsed:
     total_s = given.overhead_s + rounds_s + downtime_s
-    audit_s = given.populated_pages * PAGE_BYTES * AUDIT_CPU_S_PER_BYTE if conditions.audit else 0.0
+    cpu_s = cpu_of(
+        conditions,
+        pages_cpu_s=sending.cpu_s,
+        populated_bytes=given.populated_pages * PAGE_BYTES,
+        total_s=total_s,
+    )
     return Rehearsed(
         total_s=total_s,
         downtime_s=downtime_s,
         wire_bytes=sending.wire_bytes,
-        cpu_s=given.cpu_factor * (MOVE_CPU_S + CPU_S_PER_S * total_s + sending.cpu_s + audit_s),
+        cpu_s=given.cpu_factor * cpu_s,
         converges=converges,
         rounds=rounds,
         because=because,

@@ -337,8 +337,8 @@ class OutgoingMigration:
                 makers.start_soon(copier.add_last_pages, last)
                 makers.start_soon(guest.save_device_state, last.add_state)
             last.finish()
-        pages_s = last.pages_given_s or self._ports.clock()
         saved_s = self._ports.clock()
+        pages_s = last.pages_ended_s(saved_s)
         digest = copier.digest()
         self._may_be_loaded = True
         loaded = await self._asker.ask(Load(digest=digest, state_bytes=last.state_bytes), Loaded)

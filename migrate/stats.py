@@ -63,7 +63,10 @@ class RoundStats:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DowntimeParts:
     """Where the downtime went. Downtime counts from the request to pause the guest at the source until
-    the destination's word that it runs has arrived at the source."""
+    the destination's word that it runs has arrived at the source.
+
+    Pages and device state travel at once: what `last_pages_s` does not cover of that is `device_state_s`.
+    """
 
     pause_s: float
     last_pages_s: float

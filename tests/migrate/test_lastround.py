@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import random
 import threading
 import time
 
 import numpy as np
+import pytest
 
 from memory.codec import MAX_PAYLOAD_BYTES, BatchDecoder, BatchEncoder
-from memory.runs import whole
+from memory.layout import PAGE_BYTES
+from memory.runs import Runs, empty_runs, whole
 from migrate.compression import Compression, CompressionChooser
 from migrate.devicestate import STATE_MARK, StagedState
 from migrate.lastround import LastRound
@@ -23,10 +26,10 @@ def full_ram() -> ArrayRam:
     return ram
 
 
-def pages_of(ram: ArrayRam) -> PageProducer:
+def pages_of(ram: ArrayRam, *, runs: Runs | None = None) -> PageProducer:
     return PageProducer(
         ram=ram,
-        runs=whole(PAGES),
+        runs=whole(PAGES) if runs is None else runs,
         chooser=CompressionChooser(Compression.OFF, int),
         encoders=Pool(lambda: BatchEncoder(None)),
         clock=time.monotonic,
@@ -54,13 +57,30 @@ def test_it_has_nothing_yet_until_it_is_finished() -> None:
     assert kinds(last) == "."
 
 
-def test_pages_go_before_the_state_and_their_end_is_noted() -> None:
+def test_pages_go_before_the_state() -> None:
     last = new()
     last.add_state(b"early")
     last.add_pages(pages_of(full_ram()))
-    assert last.pages_given_s is None
     assert kinds(last) == "ppppps-"
-    assert last.pages_given_s == 7.0
+
+
+def test_the_wait_at_the_end_is_the_pages_or_the_states_as_they_were_many() -> None:
+    # The clock stands at 7 s when the last page is given; all of it is acknowledged at 9 s.
+    pages, state, both, nothing = new(), new(), new(), new()
+    for last in (pages, both):
+        last.add_pages(pages_of(full_ram()))
+    for last in (state, nothing):
+        last.add_pages(pages_of(ArrayRam(PAGES), runs=empty_runs()))
+    both.add_state(random.Random(1).randbytes(PAGES * PAGE_BYTES))
+    state.add_state(b"x")
+    for last in (pages, state, both, nothing):
+        last.finish()
+        kinds(last)
+    assert pages.pages_ended_s(9.0) == 9.0
+    assert state.pages_ended_s(9.0) == 7.0
+    assert both.pages_ended_s(9.0) == pytest.approx(8.0, abs=0.05)
+    assert nothing.pages_ended_s(9.0) == 7.0
+    assert new().pages_ended_s(9.0) == 9.0
 
 
 def test_everything_that_is_added_is_told() -> None:

@@ -424,6 +424,8 @@ def test_nonsense_from_a_store_does_not_crash_or_poison(bad: float) -> None:
             first_raw_bytes=1 << 30,
             first_wire_bytes=-5,
             sent_pages=-3,
+            raw_pages=-(1 << 40),
+            cpu_s=abs(bad),
             windows=(WriteWindow(window_s=bad, pages=1 << 60),),
         ),
     )
@@ -464,6 +466,26 @@ def test_a_repeated_move_is_remembered() -> None:
     assert one.load is not None
     assert one.load.populated_bytes == 128 * MIB
     assert one.figures.wire_bytes.median < 200 * MIB * 1.05
+
+
+def test_moves_show_what_the_hosts_take_of_the_cpu() -> None:
+    """Not how much they sent, which differs from move to move, but how much of the CPU that took."""
+
+    def moved(mib: int) -> PastMove:
+        sent = mib * PAGES_PER_MIB
+        went = rehearse(
+            conditions(), truth(curve(0, 1), populated_pages=sent, data_share=1.0, cpu_factor=0.5)
+        )
+        one = past(went.total_s)
+        assert one.outcome is not None
+        outcome = replace(one.outcome, cpu_s=went.cpu_s, sent_pages=sent, raw_pages=sent)
+        return replace(one, outcome=outcome)
+
+    wanted, load = conditions(), load_of(curve(0, 1))
+    without = predicted(wanted, load).modelled.cpu_s
+    found = predicted(wanted, load, [moved(mib) for mib in (32, 200, 64, 120, 16, 240)]).modelled.cpu_s
+    assert found.width < 0.8 * without.width
+    assert found.median == pytest.approx(0.5 * without.median, rel=0.15)
 
 
 def test_an_outcome_is_taken_from_the_report() -> None:

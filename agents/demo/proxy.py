@@ -27,6 +27,8 @@ _BROKEN: Final = (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError)
 class Proxy:
     """Each connection that is given to `serve_connection` leads to `target_host`."""
 
+    chunk_bytes: int = CHUNK_BYTES
+
     def __init__(self, target_host: str) -> None:
         self._target_host = target_host
         self._connections: set[_Connection] = set()
@@ -68,7 +70,7 @@ class Proxy:
         self, connection: _Connection, source: anyio.abc.SocketStream, sink: anyio.abc.SocketStream
     ) -> None:
         try:
-            while await self.carry(await source.receive(CHUNK_BYTES), sink):
+            while await self.carry(await source.receive(self.chunk_bytes), sink):
                 pass
         except anyio.EndOfStream:
             try:

@@ -17,6 +17,7 @@ import anyio
 import anyio.abc
 
 from agents.demo.proxy import Proxy
+from transport import limits
 
 __all__ = ["FRONTS", "Network", "networks"]
 
@@ -30,6 +31,9 @@ class Network(Proxy):
     `pieces` counts everything that came to either side; at number `cut_at` (from 0) that piece is half delivered or not
     at all, and every connection is reset. At number `stall_at` it is held instead, with all that follows, until `mend`.
     """
+
+    # A whole record, if it comes at once: a piece is what an end did, and not what a buffer held.
+    chunk_bytes = limits.MAX_RECORD_BYTES
 
     def __init__(self, target_host: str) -> None:
         super().__init__(target_host)

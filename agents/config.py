@@ -40,6 +40,7 @@ from agents.sections import (
     size,
     text,
 )
+from agents.storageproof.urls import problem_of_pattern
 from migrate.compression import Compression
 from migrate.plan import OnTimeout
 from transport.identity import Role
@@ -192,6 +193,7 @@ class Settings:
     peers: Mapping[str, Endpoint]
     shared_dirs: tuple[Path, ...]
     shared_devices: tuple[str, ...]
+    network_disks: tuple[str, ...]
     etcd: EtcdPlace | None
     embedded: EmbeddedSettings | None
     qemu: QemuSettings | None
@@ -226,6 +228,7 @@ def load_settings(path: Path) -> Settings:
         peers=_addresses(root, "peers", own_name=agent.name),
         shared_dirs=_shared_dirs(storage, base),
         shared_devices=_shared_devices(storage),
+        network_disks=_network_disks(storage),
         etcd=etcd_place(storage, base),
         embedded=_embedded(guests, base),
         qemu=_qemu(guests, base),
@@ -414,6 +417,15 @@ def _shared_devices(section: Section) -> tuple[str, ...]:
         # Outside of /dev anybody may make a link that a pattern fits.
         if not pattern.startswith("/dev/") or os.path.normpath(pattern) != pattern or "\0" in pattern:
             section.note("shared_devices", f"{pattern!r} is no path below /dev, such as /dev/mapper/guest-*")
+    return patterns
+
+
+def _network_disks(section: Section) -> tuple[str, ...]:
+    none: tuple[str, ...] = ()
+    patterns = section.optional("network_disks", listed(text), none)
+    for pattern in patterns:
+        if (problem := problem_of_pattern(pattern)) is not None:
+            section.note("network_disks", problem)
     return patterns
 
 

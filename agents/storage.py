@@ -78,10 +78,11 @@ class SharedDirs:
         shared_dirs: Sequence[Path],
         *,
         shared_devices: Sequence[str] = (),
+        network_disks: Sequence[str] = (),
         timeout_s: float = STORAGE_TIMEOUT_S,
         etcd: SharedRecords | None = None,
     ) -> None:
-        self._places = SharedPlaces.of(shared_dirs, shared_devices)
+        self._places = SharedPlaces.of(shared_dirs, shared_devices, network_disks)
         self._roots = self._places.roots
         # The locks of probes that are planted, by their paths.
         self._held: dict[str, int] = {}

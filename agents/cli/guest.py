@@ -241,7 +241,7 @@ def _hypervisors(guests_dir: Path | None, config: Path | None) -> dict[str, Loca
         hypervisors["embedded"] = LocalEmbedded(place)
     if settings.qemu is not None:
         hypervisors["qemu"] = LocalQemu(
-            qemu_host(settings.qemu, settings.shared_dirs, settings.shared_devices)
+            qemu_host(settings.qemu, settings.shared_dirs, settings.shared_devices, settings.network_disks)
         )
     return hypervisors
 

@@ -95,7 +95,9 @@ class HostAgent:
             inhabited.append(embedded)
         if settings.qemu is not None:
             qemu = QemuHypervisor(
-                qemu_host(settings.qemu, settings.shared_dirs, settings.shared_devices),
+                qemu_host(
+                    settings.qemu, settings.shared_dirs, settings.shared_devices, settings.network_disks
+                ),
                 settings.agent.name,
                 root=root,
             )
@@ -106,6 +108,7 @@ class HostAgent:
         self._storage = SharedDirs(
             settings.shared_dirs,
             shared_devices=settings.shared_devices,
+            network_disks=settings.network_disks,
             etcd=EtcdRecords(settings.etcd) if settings.etcd is not None else None,
         )
         self._parts = HostParts(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from agents.storageproof import chains, devices, locks, mounts, sectors
+from agents.storageproof import chains, devices, locks, mounts, remote, sectors, urls
 from agents.storageproof.formats import FormatInvalid, format_of, parse_qcow2
 from agents.storageproof.places import SharedPlaces
 from migrate.facts import ImageFacts
@@ -28,6 +28,8 @@ def kernel() -> str:
 
 def size_at(path: str, places: SharedPlaces) -> tuple[int, bool]:
     """Give a disk's size, and whether it is a block device; what cannot be looked at is empty and none. Blocks."""
+    if urls.is_remote(path):
+        return remote.size_of_url(path, places.urls), False
     try:
         descriptor, _ = sectors.open_image(places.locate(path))
     except (OSError, ValueError):
@@ -47,6 +49,10 @@ def look_at(
     path: str, places: SharedPlaces, *, offsets: Sequence[int] = (), is_read_only: bool = False
 ) -> ImageFacts:
     """Look at a disk. Its path is hostile; so is its content. Blocks, and raises nothing."""
+    if urls.is_remote(path):
+        return remote.look_at_url(
+            path, places.urls, offsets=offsets, is_read_only=is_read_only, kernel=kernel()
+        )
     try:
         located = places.locate(path)
         descriptor, is_direct = sectors.open_image(located)

@@ -1,4 +1,4 @@
-"""Which paths may be disks on this host: below its shared directories, or one of its shared block devices.
+"""Which disks this host may have: below its shared directories, its shared block devices, and URLs of others.
 
 Law: a path is hostile until it went through here. Links are resolved, but for the last part of a device's path: udev
 makes /dev/mapper/NAME and /dev/disk/by-id/NAME links, in directories that only root can write.
@@ -18,15 +18,23 @@ __all__ = ["SharedPlaces"]
 
 @dataclass(frozen=True, slots=True)
 class SharedPlaces:
-    """[storage] of the configuration: `roots` are shared_dirs with links resolved, `devices` are shared_devices."""
+    """[storage] of the configuration: `roots` are shared_dirs with links resolved, `devices` are shared_devices, `urls`
+    are network_disks."""
 
     roots: tuple[Path, ...]
     devices: tuple[str, ...] = ()
+    urls: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, shared_dirs: Sequence[Path], shared_devices: Sequence[str] = ()) -> SharedPlaces:
+    def of(
+        cls,
+        shared_dirs: Sequence[Path],
+        shared_devices: Sequence[str] = (),
+        network_disks: Sequence[str] = (),
+    ) -> SharedPlaces:
         """Resolve the directories of a configuration."""
-        return cls(tuple(Path(os.path.realpath(folder)) for folder in shared_dirs), tuple(shared_devices))
+        roots = tuple(Path(os.path.realpath(folder)) for folder in shared_dirs)
+        return cls(roots, tuple(shared_devices), tuple(network_disks))
 
     def locate(self, path: str) -> Path:
         """Give where a disk's path leads; it may lead to a device that is allowed nowhere else. Blocks.

@@ -55,11 +55,12 @@ def plant(disks: list[DiskFacts], places: SharedPlaces) -> Planted:
     """Write a fresh nonce beside each disk that is a file, lock it, and choose what to compare of the disk. Blocks."""
     planted = Planted()
     for disk in disks[:MAX_PROBES]:
-        if disk.kind in (DiskKind.NETWORK, DiskKind.EMPTY) or not disk.path:
+        if disk.kind is DiskKind.EMPTY or not disk.path:
             continue
         size_bytes, is_block = images.size_at(disk.path, places)
         path, error = "", ""
-        if not is_block:
+        # A file alone has a place beside it.
+        if not is_block and disk.kind is not DiskKind.NETWORK:
             nonce = secrets.token_bytes(NONCE_BYTES)
             try:
                 path = str(fileops.write_new(Path(os.path.realpath(disk.path)).parent, PROBE_PREFIX, nonce))

@@ -29,9 +29,14 @@ class Disk:
         return f"disk {self.facts.name} ({self.facts.path or 'empty'})"
 
     @property
-    def is_at_a_path(self) -> bool:
-        """Whether it is something on a host, to be looked at."""
-        return self.facts.kind in (DiskKind.FILE, DiskKind.CDROM) and bool(self.facts.path)
+    def is_somewhere(self) -> bool:
+        """Whether there is something to be looked at: on a host, or behind a URL."""
+        return self.facts.kind is not DiskKind.EMPTY and bool(self.facts.path)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether its hosts reach it over the network by a URL, with no file and no device of theirs between."""
+        return self.facts.kind is DiskKind.NETWORK
 
     @property
     def is_harmless(self) -> bool:

@@ -62,9 +62,9 @@ def judge(inspection: Inspection) -> Iterator[Finding]:
     disks = disks_of(inspection)
     for disk in disks:
         yield _pool(inspection, disk)
-        if not disk.is_at_a_path:
+        if not disk.is_somewhere:
             for check in (ACCESS, FORMAT, CHAIN, SPACE):
-                yield check.ok(f"{disk} is at no path")
+                yield check.ok(f"{disk} has no image")
             continue
         yield _access(inspection, disk)
         yield _format(inspection, disk)
@@ -146,7 +146,7 @@ def _described(size_bytes: int, format_: str) -> str:
 def _space(inspection: Inspection, disk: Disk) -> Finding:
     host, there = inspection.host.name, disk.there
     grows_by = max(there.virtual_bytes - there.allocated_bytes, 0)
-    if there.error or there.is_block or disk.is_harmless or not grows_by:
+    if there.error or there.is_block or disk.is_remote or disk.is_harmless or not grows_by:
         return SPACE.ok(f"{disk} does not grow")
     found = f"{disk} may grow by {grows_by >> 20} MiB, and {host} sees {there.free_bytes >> 20} MiB free"
     if there.free_bytes < min(grows_by, LOW_BYTES):

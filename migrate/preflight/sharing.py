@@ -82,8 +82,8 @@ _LOCAL: Final = frozenset(
 
 
 def judge(inspection: Inspection) -> Iterator[Finding]:
-    """Judge each disk that is at a path."""
-    disks = [disk for disk in disks_of(inspection) if disk.is_at_a_path]
+    """Judge each disk that is somewhere."""
+    disks = [disk for disk in disks_of(inspection) if disk.is_somewhere]
     for disk in disks:
         yield _locks(inspection, disk)
         yield _in_use(inspection, disk)
@@ -91,16 +91,17 @@ def judge(inspection: Inspection) -> Iterator[Finding]:
         yield _file_system(inspection, disk)
     if not disks:
         for check in CHECKS:
-            yield check.ok(f"{inspection.guest.name} has no disk at a path")
+            yield check.ok(f"{inspection.guest.name} has no disk that is anywhere")
 
 
 def _locks(inspection: Inspection, disk: Disk) -> Finding:
     host, source = inspection.host.name, inspection.source_host
     if disk.is_harmless:
         return LOCKS.ok(f"{disk} is read-only: several may read it")
-    if disk.here.is_block or disk.there.is_block:
+    if disk.is_remote or disk.here.is_block or disk.there.is_block:
+        what = "reached by a URL" if disk.is_remote else "a block device"
         return LOCKS.ok(
-            f"{disk} is a block device, whose locks no two hosts share: the ownership record alone decides"
+            f"{disk} is {what}, and no two hosts share locks of it: the ownership record alone decides"
         )
     if disk.probe is None or not disk.probe.is_locked:
         return LOCKS.warning(f"no lock could be taken on {source} beside {disk}")
@@ -127,6 +128,8 @@ def _cache(inspection: Inspection, disk: Disk) -> Finding:
     kinds = disk.here.file_system, disk.there.file_system
     if disk.is_harmless:
         return DISK_CACHE.ok(f"{disk} is read-only: no cache of it grows stale")
+    if disk.is_remote:
+        return DISK_CACHE.ok(f"{disk} is reached by a URL, past every cache of its hosts")
     if cache in _DIRECT:
         if not disk.there.is_direct and not disk.there.error:
             return DISK_CACHE.refused(
@@ -155,8 +158,8 @@ def _cache(inspection: Inspection, disk: Disk) -> Finding:
 def _file_system(inspection: Inspection, disk: Disk) -> Finding:
     host, source = inspection.host.name, inspection.source_host
     here, there = disk.here, disk.there
-    if here.is_block or there.is_block:
-        return FILE_SYSTEM.ok(f"{disk} is a block device")
+    if disk.is_remote or here.is_block or there.is_block:
+        return FILE_SYSTEM.ok(f"{disk} is on no file system of its hosts")
     if not here.file_system or not there.file_system:
         return FILE_SYSTEM.unknown(
             f"which file system {disk} is on is known on {source if here.file_system else host} only"

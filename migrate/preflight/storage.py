@@ -17,8 +17,13 @@ STORAGE: Final = Check(
     asked="Is each disk the same object at both ends?",
     why="A guest that goes on with another disk, or with a copy of its own, destroys its file systems. "
     "A file is proved by nonces that each end writes beside it and the other reads, in the directory that "
-    "both reach the file from; a block device by what it says of itself",
+    "both reach the file from; a block device by what it says of itself; a disk with a URL by the address that its "
+    "server's name has on each host",
     remedy="Mount the same shared storage at the same path on both hosts, and name it in [storage] shared_dirs of both",
+)
+_SERVE: Final = (
+    "Let both hosts reach the server, and name the URL in [storage] network_disks of both; it must take the clients of "
+    "two hosts at once"
 )
 CONTENT: Final = Check(
     check_id="disk-content",
@@ -42,6 +47,10 @@ _ATTACH: Final = (
 )
 
 
+# What each host is to itself, in the identity of a URL.
+_OWN_ADDRESSES: Final = ("//127.", "//[::1]")
+
+
 def judge(inspection: Inspection) -> Iterator[Finding]:
     """Judge each disk, then the place of the ownership record."""
     disks = disks_of(inspection)
@@ -58,11 +67,8 @@ def _same_object(inspection: Inspection, disk: Disk) -> Finding:
     host, facts = inspection.host.name, disk.facts
     if facts.kind is DiskKind.EMPTY or (facts.kind is DiskKind.CDROM and not facts.path):
         return STORAGE.ok(f"{disk} is an empty drive")
-    if facts.kind is DiskKind.NETWORK:
-        return STORAGE.warning(
-            f"{disk} is reached over the network by both hosts: what each of them finds there is not proved",
-            "Make sure that the name leads to the same server from both hosts",
-        )
+    if disk.is_remote:
+        return _same_server(inspection, disk)
     if disk.here.is_block or disk.there.is_block:
         cause = _other_device(inspection, disk)
         if cause is None:
@@ -132,6 +138,26 @@ def _other_device(inspection: Inspection, disk: Disk) -> str | None:
     return None
 
 
+def _same_server(inspection: Inspection, disk: Disk) -> Finding:
+    """A URL is the same on both hosts; what counts is where it leads. Its content is compared as that of any disk."""
+    host, source = inspection.host.name, inspection.source_host
+    here, there = disk.here, disk.there
+    for name, image in ((source, here), (host, there)):
+        if image.error:
+            return STORAGE.refused(f"{name} does not reach {disk}: {image.error}", _SERVE)
+    if here.identity != there.identity:
+        return STORAGE.warning(
+            f"{disk} leads to {here.identity} from {source} and to {there.identity} from {host}: its content alone "
+            "tells whether that is one server",
+            "Make sure that they are addresses of one server",
+        )
+    if any(own in here.identity for own in _OWN_ADDRESSES) and not disk.is_on_one_machine:
+        return STORAGE.refused(
+            f"{disk} leads to {here.identity}, which is each host itself", "Name the server by its address"
+        )
+    return STORAGE.ok(f"{disk} is served at {here.identity} to {source} and to {host}")
+
+
 def _kind(image: ImageFacts) -> str:
     return "block device" if image.is_block else "file"
 
@@ -142,8 +168,8 @@ def _device(image: ImageFacts) -> str:
 
 def _same_content(inspection: Inspection, disk: Disk) -> Iterator[Finding]:
     host, source = inspection.host.name, inspection.source_host
-    if not disk.is_at_a_path:
-        yield CONTENT.ok(f"{disk} is at no path")
+    if not disk.is_somewhere:
+        yield CONTENT.ok(f"{disk} has no content")
         return
     before, after, there = disk.here, disk.here_after, disk.there
     if before.error or after.error or there.error:

@@ -81,6 +81,7 @@ def test_what_is_left_out_has_its_default(load: Callable[[str], Settings], folde
     assert settings.tls.key == folder / "pki" / "agent-host-a.key"
     assert settings.shared_dirs == (folder / "shared",)
     assert settings.shared_devices == ()
+    assert settings.network_disks == ()
     assert settings.embedded is None
     assert dict(settings.peers) == {}
     assert 1 <= settings.limits.connections <= 4
@@ -145,6 +146,7 @@ def test_every_mistake_is_said_at_once(problems: Callable[[str], tuple[str, ...]
         [storage]
         shared_dirs = ["/nowhere/at/all"]
         shared_devices = ["/dev/mapper/*", "/srv/*", "/dev/../*"]
+        network_disks = ["nbd://store1:10809/*", "rbd:pool/*"]
         [limits]
         outgoing = 0
         window = "64MiB1"
@@ -167,6 +169,7 @@ def test_every_mistake_is_said_at_once(problems: Callable[[str], tuple[str, ...]
         "storage.shared_dirs",
         "storage.shared_devices",
         "storage.shared_devices",
+        "storage.network_disks",
         "limits.outgoing",
         "limits.window",
         "limits.bandwidth",

@@ -57,7 +57,43 @@ def disk(**changed: object) -> DiskFacts:
     return replace(DISK, **changed)  # type: ignore[arg-type]
 
 
+def remote(here: ImageFacts, there: ImageFacts) -> Inspection:
+    """A disk behind a URL: nothing can be written beside it, and no host has a file system or a lock of it."""
+    facts = disk(kind=DiskKind.NETWORK, path="nbd://store1:10809/guest-1", cache="none", is_locked=False)
+    probes = (replace(GOOD.probes[0], path="", is_locked=False),)
+    return replace(seen(here, there, disk=facts, content=None, echo=b""), nonces={}, probes=probes)
+
+
+def export(at: str = "nbd://10.0.0.5:10809/guest-1", **changed: object) -> ImageFacts:
+    return image(**({"identity": at, "file_system": "", "kernel": "a"} | changed))
+
+
 # ---------------------------------------------------------------------- the same object
+
+
+def test_a_network_disk_is_told_by_where_its_name_leads_to() -> None:
+    assert others(remote(export(), export(kernel="b"))) == set()
+    elsewhere = export("nbd://10.0.9.9:10809/guest-1", kernel="b")
+    assert others(remote(export(), elsewhere)) == {("storage", "warning")}
+    assert others(remote(export(), replace(elsewhere, digests=(b"other", b"last")))) == {
+        ("storage", "warning"),
+        ("disk-content", "refused"),
+    }
+
+
+@pytest.mark.parametrize("at", ["nbd://127.0.0.1:10809/guest-1", "nbd://[::1]:10809/guest-1"])
+def test_a_server_that_is_each_host_itself_is_two_unless_they_are_one_machine(at: str) -> None:
+    assert others(remote(export(at), export(at))) == set()
+    assert others(remote(export(at), export(at, kernel="b"))) == {("storage", "refused")}
+
+
+def test_a_network_disk_that_one_host_cannot_reach_or_write_is_refused() -> None:
+    gone = ImageFacts(error="Connection refused", kernel="b")
+    found = of("storage", remote(export(), gone))
+    assert (found.severity, "network_disks" in found.remedy) == (Severity.REFUSED, True)
+    assert "Connection refused" in found.found
+    locked = export(kernel="b", write_error="Permission denied")
+    assert others(remote(export(), locked)) == {("disk-access", "refused")}
 
 
 def test_a_nonce_counts_in_both_directions() -> None:
@@ -130,14 +166,10 @@ def test_a_block_device_is_told_by_what_it_says_of_itself() -> None:
     assert others(block(loop, loop)) == set()
 
 
-def test_drives_that_are_at_no_path_are_judged_by_their_kind() -> None:
+def test_empty_drives_are_nothing_to_be_proved() -> None:
     bare = replace(GOOD, readings=(), before=(), after=(), probes=(), nonces={})
-    for facts, found in (
-        (disk(kind=DiskKind.EMPTY, path=""), set()),
-        (disk(kind=DiskKind.CDROM, path="", is_read_only=True), set()),
-        (disk(kind=DiskKind.NETWORK, path="nbd://h/x"), {("storage", "warning")}),
-    ):
-        assert others(replace(bare, guest=replace(GOOD.guest, disks=(facts,)))) == found
+    for facts in (disk(kind=DiskKind.EMPTY, path=""), disk(kind=DiskKind.CDROM, path="", is_read_only=True)):
+        assert others(replace(bare, guest=replace(GOOD.guest, disks=(facts,)))) == set()
 
 
 def test_a_guest_without_disks_has_nothing_to_prove() -> None:

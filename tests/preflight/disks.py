@@ -13,6 +13,7 @@ import anyio
 from agents.api import CheckReport
 from agents.hypervisors.qemu.spec import Cache, DiskSpec, Format
 from agents.storageproof import locks
+from tests.agents.nbd import serving
 from tests.preflight.cases import fits, problem, warned
 from tests.preflight.needs import NotHere, need_fuse, need_program, need_root
 from tests.preflight.stage import Build, Stage
@@ -223,6 +224,27 @@ def loop_of(path: Path) -> Iterator[str]:
         yield device
     finally:
         subprocess.run(["losetup", "-d", device], check=True)
+
+
+async def of_export(build: Build, url: str, allowed: str) -> CheckReport:
+    """Check a guest on a network disk; the source's QEMU was started by somebody who allows it."""
+    disks = (DiskSpec(path=url, format=Format.RAW),)
+    async with build(qemu="\n", storage=f"network_disks = [{allowed}]") as stage:
+        return await stage.check(await stage.qemu(disks=disks, place={"network_disks": (url,)}))
+
+
+@fits
+async def a_network_disk_that_both_reach(build: Build) -> CheckReport:
+    need_program("qemu-nbd")
+    with serving(image(build)) as url:
+        return await of_export(build, url, f'"{url}"')
+
+
+@problem("storage", "disk-content", "disk-access", "disk-file")
+async def a_network_disk_that_the_configurations_do_not_name(build: Build) -> CheckReport:
+    need_program("qemu-nbd")
+    with serving(image(build)) as url:
+        return await of_export(build, url, '"nbd://store1:10809/guest-*"')
 
 
 @fits

@@ -81,6 +81,7 @@ def settings_of(name: str, names: list[str], state_dir: Path) -> Settings:
         peers={other: nowhere for other in names if other != name},
         shared_dirs=(),
         shared_devices=(),
+        network_disks=(),
         etcd=None,
         embedded=None,
         qemu=None,

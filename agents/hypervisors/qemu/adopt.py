@@ -29,6 +29,7 @@ from agents.hypervisors.qemu.spec import (
     QemuSpec,
     Vga,
 )
+from agents.storageproof.urls import NBD, DiskUrl, parse
 
 __all__ = ["MAX_PROBLEMS", "MAX_PROBLEM_CHARS", "spec_of"]
 
@@ -381,6 +382,19 @@ def _read_device(read: _Read, value: str) -> None:
     _nothing_left(read, f"-device {driver}", fields, "device")
 
 
+def _nbd_url(node: str, block: dict[str, str]) -> str:
+    """Take the words of an NBD export out of a -blockdev, and give its URL."""
+    kind, host = block.pop("file.server.type", ""), block.pop("file.server.host", "")
+    port, export = block.pop("file.server.port", ""), block.pop("file.export", "")
+    place = DiskUrl(NBD, host, int(port) if _is_number(port) else 0, f"/{export}" if export else "")
+    if kind != "inet" or parse(place.words) != place:
+        raise NotAdoptable(
+            f"-blockdev {node}: of NBD only file.server.type=inet with a host, a port and an export of letters, digits "
+            "and ._:-/ has a place in a guest's spec"
+        )
+    return place.words
+
+
 def _disk(read: _Read, driver: str, fields: dict[str, str]) -> DiskSpec:
     node = fields.pop("drive", "")
     has_cache = fields.pop("write-cache", "on") == "on"
@@ -391,12 +405,13 @@ def _disk(read: _Read, driver: str, fields: dict[str, str]) -> DiskSpec:
         if node in read.lost_drives:
             raise NotAdoptable()
         raise NotAdoptable(f"-device {driver}: its drive {node!r:.40} is no -blockdev")
-    kind, path = block.pop("driver", ""), block.pop("file.filename", "")
-    protocol = block.pop("file.driver", "")
-    if kind not in tuple(Format) or protocol not in ("file", "host_device"):
+    kind, protocol = block.pop("driver", ""), block.pop("file.driver", "")
+    if kind not in tuple(Format) or protocol not in ("file", "host_device", NBD):
         raise NotAdoptable(
-            f"-blockdev {node}: only raw and qcow2 in a file or a block device have a place in a guest's spec"
+            f"-blockdev {node}: only raw and qcow2 in a file, a block device or an NBD export have a place in a "
+            "guest's spec"
         )
+    path = _nbd_url(node, block) if protocol == NBD else block.pop("file.filename", "")
     is_direct = block.pop("cache.direct", "off") == "on"
     is_file_direct, is_flushed = (
         block.pop("file.cache.direct", "off") == "on",

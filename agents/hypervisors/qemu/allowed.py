@@ -17,6 +17,7 @@ from agents.config import QemuSettings
 from agents.hypervisors.qemu.spec import Accel, Backend, DiskSpec, Format, NetworkKind, QemuSpec
 from agents.storageproof.images import look_at
 from agents.storageproof.places import SharedPlaces
+from agents.storageproof.urls import is_remote, matches
 from migrate.facts import Objection
 
 __all__ = ["QemuHost", "qemu_host"]
@@ -34,6 +35,7 @@ class QemuHost:
     shared_dirs: tuple[Path, ...]
     accels: tuple[Accel, ...]
     shared_devices: tuple[str, ...] = ()
+    network_disks: tuple[str, ...] = ()
     kernel_dirs: tuple[Path, ...] = ()
     bridges: tuple[str, ...] = ()
     taps: tuple[str, ...] = ()
@@ -80,8 +82,16 @@ class QemuHost:
     def _disk(self, disk: DiskSpec) -> Iterator[Objection]:
         """A guest writes its own images' headers: what they name is opened by QEMU, and must be allowed as well."""
         writable = not disk.is_read_only
-        places = SharedPlaces.of(self.shared_dirs, self.shared_devices)
-        if places.is_device(disk.path):
+        places = SharedPlaces.of(self.shared_dirs, self.shared_devices, self.network_disks)
+        if is_remote(disk.path):
+            if not matches(disk.path, self.network_disks):
+                yield Objection(
+                    check="disk-file",
+                    found=f"{disk.path} is none of the network disks that this host allows",
+                    remedy="Add it, or a pattern for it, to [storage] network_disks",
+                )
+                return
+        elif places.is_device(disk.path):
             yield from _access("disk", Path(disk.path), disk.path, writable=writable)
         else:
             yield from self._file(
@@ -192,7 +202,10 @@ def _access(what: str, resolved: Path, path: str, *, writable: bool) -> Iterator
 
 
 def qemu_host(
-    settings: QemuSettings, shared_dirs: tuple[Path, ...], shared_devices: tuple[str, ...] = ()
+    settings: QemuSettings,
+    shared_dirs: tuple[Path, ...],
+    shared_devices: tuple[str, ...] = (),
+    network_disks: tuple[str, ...] = (),
 ) -> QemuHost:
     """Give what the configuration says."""
     return QemuHost(
@@ -200,6 +213,7 @@ def qemu_host(
         binary=settings.binary,
         shared_dirs=shared_dirs,
         shared_devices=shared_devices,
+        network_disks=network_disks,
         kernel_dirs=settings.kernel_dirs,
         bridges=settings.bridges,
         taps=settings.taps,

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from agents.hypervisors.qemu.spec import Backend, Bus, Cache, MemorySpec, NetworkKind, QemuSpec, Vga
+from agents.hypervisors.qemu.spec import Backend, Bus, Cache, DiskSpec, MemorySpec, NetworkKind, QemuSpec, Vga
+from agents.storageproof.urls import parse
 
 __all__ = ["HostPaths", "argv_of", "device_arguments"]
 
@@ -74,7 +75,7 @@ def device_arguments(spec: QemuSpec) -> Iterator[str]:
         yield "-blockdev"
         yield (
             f"driver={disk.format},node-name=disk{number},read-only={_on(disk.is_read_only)},{cache},"
-            f"file.driver={disk.block_driver},file.cache.direct={_on(is_direct)},file.filename={disk.path}"
+            f"file.driver={disk.block_driver},file.cache.direct={_on(is_direct)},{_place(disk)}"
         )
         device = "virtio-blk-pci" if disk.bus is Bus.VIRTIO else "scsi-hd"
         bus = "" if disk.bus is Bus.VIRTIO else ",bus=scsi0.0"
@@ -102,6 +103,16 @@ def device_arguments(spec: QemuSpec) -> Iterator[str]:
         )
     if spec.vga is not Vga.NONE:
         yield from ("-device", {Vga.STD: "VGA", Vga.VIRTIO: "virtio-vga"}[spec.vga] + ",id=video0")
+
+
+def _place(disk: DiskSpec) -> str:
+    url = parse(disk.path)
+    if url is None:
+        return f"file.filename={disk.path}"
+    return (
+        f"file.server.type=inet,file.server.host={url.host},file.server.port={url.port},"
+        f"file.export={url.path.removeprefix('/')}"
+    )
 
 
 def _on(truth: bool) -> str:

@@ -7,7 +7,8 @@ import os
 from agents.hypervisors.qemu.errors import SpecInvalid
 from agents.hypervisors.qemu.found import Found
 from agents.hypervisors.qemu.spec import KIND, DiskSpec, QemuSpec
-from migrate.facts import BlockFacts, CpuFacts, DiskFacts, GuestCpuFacts, GuestDemand, GuestFacts
+from agents.storageproof.urls import is_remote
+from migrate.facts import BlockFacts, CpuFacts, DiskFacts, DiskKind, GuestCpuFacts, GuestDemand, GuestFacts
 
 __all__ = ["blocks_of", "facts_of", "facts_of_undescribed", "huge_bytes_of"]
 
@@ -62,6 +63,7 @@ def facts_of_undescribed(found: Found) -> GuestFacts:
 
 
 def _disk(number: int, disk: DiskSpec) -> DiskFacts:
+    is_url = is_remote(disk.path)
     try:
         size_bytes = os.stat(disk.path).st_size
     except OSError:
@@ -71,7 +73,8 @@ def _disk(number: int, disk: DiskSpec) -> DiskFacts:
         path=disk.path,
         size_bytes=size_bytes,
         is_read_only=disk.is_read_only,
+        kind=DiskKind.NETWORK if is_url else DiskKind.FILE,
         format=disk.format.value,
         cache=disk.cache.value,
-        is_locked=not disk.is_read_only,
+        is_locked=not is_url and not disk.is_read_only,
     )

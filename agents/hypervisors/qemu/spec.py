@@ -18,6 +18,7 @@ from typing import Final
 from agents.errors import ConfigInvalid, SettingsError
 from agents.hypervisors.qemu.errors import SpecInvalid
 from agents.sections import Section, choice, integer, read_toml, size, text, truth
+from agents.storageproof.urls import NBD, is_remote, parse
 from transport.errors import BadMessage, FrameTooLarge
 from transport.schema import Schema
 
@@ -128,7 +129,7 @@ class MemorySpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskSpec:
-    """One disk. `path` is the same on every host."""
+    """One disk. `path`, or the URL of an NBD export in its place, is the same on every host."""
 
     path: str
     format: Format
@@ -140,6 +141,8 @@ class DiskSpec:
     def block_driver(self) -> str:
         """QEMU's driver for what is at the path. It has one for files and one for devices, and takes neither for the
         other; the name decides, because it is the same on every host. In /dev/shm are files."""
+        if is_remote(self.path):
+            return NBD
         is_device = self.path.startswith("/dev/") and not self.path.startswith("/dev/shm/")
         return "host_device" if is_device else "file"
 
@@ -299,13 +302,15 @@ def _read_network(section: Section) -> NetworkSpec:
 
 
 class _FileBelow:
-    """Reads a path; a relative one starts at the folder of the description."""
+    """Reads a path; a relative one starts at the folder of the description. A URL is left as it is."""
 
     def __init__(self, base: Path) -> None:
         self._base = base
 
     def __call__(self, value: object) -> str:
         words = text(value)
+        if is_remote(words):
+            return words
         if "\0" in words:
             raise SettingsError("a path has no NUL character")
         return str(self._base / words)
@@ -378,7 +383,14 @@ def _disk_problems(disks: tuple[DiskSpec, ...]) -> Iterator[str]:
     if len(disks) > MAX_DISKS:
         yield f"disks: at most {MAX_DISKS}, not {len(disks)}"
     for disk in disks:
-        if not _is_usable_path(disk.path):
+        if is_remote(disk.path):
+            # One spelling of each: who reads a guest's command line finds the same one.
+            if (url := parse(disk.path)) is None or url.scheme != NBD or url.words != disk.path:
+                yield (
+                    f"disks.path: {disk.path!r:.80} is no URL of an NBD export with its port, such as "
+                    "nbd://store1:10809/guest-1"
+                )
+        elif not _is_usable_path(disk.path):
             yield (
                 f"disks.path: {disk.path!r:.80} is not an absolute path of at most {_MAX_PATH_BYTES} bytes "
                 "without commas"

@@ -59,6 +59,7 @@ class QemuGuests:
             binary=QEMU,
             shared_dirs=(self.fleet.shared,),
             shared_devices=("/dev/loop*",),
+            network_disks=("nbd://127.0.0.1:*/guest-*",),
             kernel_dirs=(self.boot.folder,),
             accels=(Accel.TCG,),
             taps=taps,

@@ -16,6 +16,7 @@ from migrate.errors import GuestRefused
 from tests.agents.host.fleet import HOSTS
 from tests.agents.host.qemu_guests import QemuGuests, qemu_fleet
 from tests.agents.hypervisors.qemu.conftest import needs_qemu
+from tests.agents.nbd import serving
 
 pytestmark = [
     pytest.mark.anyio,
@@ -155,6 +156,29 @@ async def test_a_guest_on_a_block_device_moves_there_and_back(folder: Path) -> N
             )
     finally:
         await anyio.run_process(["losetup", "-d", device])
+
+
+async def test_a_guest_on_a_network_disk_moves_there_and_back(folder: Path) -> None:
+    """Its records have no disk file to lie beside: they are in the first shared directory."""
+    image = folder / "export.raw"
+    await anyio.run_process(["truncate", "-s", "64M", str(image)])
+    with serving(image) as url:
+        async with qemu_fleet(folder, storage='network_disks = ["nbd://127.0.0.1:*/guest-*"]') as guests:
+            spec = guests.spec(
+                disks=(DiskSpec(path=url, format=Format.RAW),),
+                initrd=guests.boot.initrd_with(WORKER, "virtio_pci", "virtio_blk"),
+                append="console=ttyS0 quiet",
+            )
+            await guests.start("host-a", spec)
+            await anyio.to_thread.run_sync(guests.console("host-a", spec).wait_for, b"DISK-OK", 2)
+            for source, to in (HOSTS, HOSTS[::-1]):
+                report = await guests.move(spec, source, to)
+                await guests.check_moved(spec, report, source, to)
+                console = guests.console(to, spec)
+                done = console.read().count(b"DISK-OK")
+                await anyio.to_thread.run_sync(console.wait_for, b"DISK-OK", done + 2)
+            for host in HOSTS:
+                assert b"DISK-BAD" not in guests.console(host, spec).read()
 
 
 def listed(folder: Path) -> list[Path]:

@@ -85,7 +85,7 @@ async def test_a_probe_is_looked_for_beside_the_disk_as_the_reader_finds_it(tmp_
 
 async def test_what_is_at_no_path_has_no_probe(tmp_path: Path, image: Path) -> None:
     storage = SharedDirs([tmp_path])
-    disks = [disk(image), disk("nbd://h/x", DiskKind.NETWORK), disk("", DiskKind.EMPTY), disk("")]
+    disks = [disk(image), disk("", DiskKind.EMPTY), disk("")]
     probes, nonces = await storage.plant(disks)
     assert len(probes) == len(nonces) == 1
     await storage.clear(probes)

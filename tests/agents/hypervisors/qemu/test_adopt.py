@@ -38,7 +38,9 @@ HOST = HostPaths(
 
 _disks = st.builds(
     DiskSpec,
-    path=st.integers(0, 999).map(lambda n: f"/srv/{n}.img"),
+    path=st.integers(0, 999).map(
+        lambda n: f"/srv/{n}.img" if n % 3 else f"nbd://[fd00::{n:x}]:{n + 1}/guest-{n}"
+    ),
     format=st.sampled_from(Format),
     bus=st.sampled_from(Bus),
     cache=st.sampled_from(Cache),
@@ -156,7 +158,7 @@ def test_a_block_device_below_dev_becomes_a_disk_and_comes_back() -> None:
     argv = argv_of(replace(PLAIN, disks=disks), HOST, is_incoming=False)
     drivers = [word.partition("file.driver=")[2].partition(",")[0] for word in argv if "file.driver" in word]
     assert drivers == ["host_device", "file"]
-    for path, driver in (("/dev/sdb", "file"), ("/srv/a.raw", "host_device"), ("/srv/a.raw", "nbd")):
+    for path, driver in (("/dev/sdb", "file"), ("/srv/a.raw", "host_device"), ("/srv/a.raw", "ssh")):
         block = f"driver=raw,node-name=d0,file.driver={driver},file.filename={path}"
         with pytest.raises(NotAdoptable, match=r"has no place|have a place"):
             spec_of(theirs("-blockdev", block, "-device", "virtio-blk-pci,drive=d0"))
@@ -185,6 +187,23 @@ WITHOUT_PLACE: list[tuple[tuple[str, ...], str]] = [
     (("-object", "secret,id=s,data=x"), "secret"),
     (("-blockdev", '{"driver":"raw"}'), "JSON"),
     (("-blockdev", "driver=rbd,node-name=d", "-device", "virtio-blk-pci,drive=d"), "raw and qcow2"),
+    *(
+        (
+            (
+                *("-blockdev", f"driver=raw,node-name=n{number},file.driver=nbd,{place}"),
+                *("-device", f"virtio-blk-pci,drive=n{number}"),
+            ),
+            "inet",
+        )
+        for number, place in enumerate(
+            (
+                "file.server.type=unix,file.server.path=/run/nbd",
+                "file.server.type=inet,file.server.host=h,file.server.port=nbd,file.export=a",
+                "file.server.type=inet,file.server.host=h,file.server.port=1,file.export=a b",
+                "file.server.type=inet,file.server.host=h/b,file.server.port=1",
+            )
+        )
+    ),
     (("-device", "virtio-blk-pci,drive=none"), "drive"),
     (("-device", "virtio-balloon-pci"), "free-page-reporting"),
     (("-cpu", "host,migratable=off"), "cpu"),

@@ -102,10 +102,18 @@ def test_each_objection_comes_alone_and_by_its_name(place: Place) -> None:
     thief.write_bytes(header(backing=b"/etc/passwd"))
     under = DiskSpec(path=str(thief), format=Format.QCOW2)
     no_device = DiskSpec(path="/dev/null", format=Format.RAW)
+    remote = DiskSpec(path="nbd://store1:10809/guest-1", format=Format.RAW)
     cases: list[tuple[QemuSpec, dict[str, object], str, str]] = [
         # A guest's image names a file of this host: its QEMU would show it to the guest.
         (replace(PLAIN, disks=(under,)), {}, "disk-file", "/etc/passwd is in none of"),
         (replace(PLAIN, disks=(no_device,)), {"shared_devices": ("/dev/*",)}, "disk-file", "in none of"),
+        (replace(PLAIN, disks=(remote,)), {}, "disk-file", "none of the network disks"),
+        (
+            replace(PLAIN, disks=(remote,)),
+            {"network_disks": ("nbd://store1:1/guest-*",)},
+            "disk-file",
+            "none of the network disks",
+        ),
         (PLAIN, {"accels": (Accel.KVM,)}, "accelerator", "not allowed"),
         (PLAIN, {"binary": place.folder / "none"}, "hypervisor-binary", "cannot be executed"),
         (replace(PLAIN, disks=(place.disk("elsewhere/a"),)), {}, "disk-file", "in none of the directories"),

@@ -1,0 +1,160 @@
+"""What is at a network disk's URL: asked with QEMU's own tools, through the very block layer that its guest would use.
+
+Law: a URL is hostile until a pattern of [storage] network_disks fits it. Nothing is ever written. Each tool is a
+process of its own that has ANSWERS_WITHIN_S; what it prints is as long as what it is asked. Blocks.
+
+Source of what they print: QEMU, qapi/block-core.json (ImageInfo) and qemu-io-cmds.c (`read -v`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import socket
+import subprocess
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+from agents.storageproof.formats import FormatInvalid, format_of, parse_qcow2
+from agents.storageproof.sectors import DIGEST_BYTES, MAX_OFFSETS, SECTOR_BYTES
+from agents.storageproof.urls import DiskUrl, matches, parse
+from migrate.facts import ImageFacts
+
+__all__ = ["ANSWERS_WITHIN_S", "look_at_url", "size_of_url"]
+
+# Less than the storage's own bound (`agents.ownership.threads`) for the few of them together: the reason is known then.
+ANSWERS_WITHIN_S: Final = 2.0
+_DUMPED: Final = re.compile(rb"^([0-9a-f]{8,16}):  ((?:[0-9a-f]{2} ){1,16})", re.MULTILINE)
+_MAX_SIZE_BYTES: Final = 1 << 62
+
+
+def size_of_url(url: str, patterns: Sequence[str]) -> int:
+    """Give the bytes of what is there; 0 where it cannot be asked."""
+    try:
+        _allowed(url, patterns)
+        return _size(url)
+    except OSError:
+        return 0
+
+
+def look_at_url(
+    url: str, patterns: Sequence[str], *, offsets: Sequence[int], is_read_only: bool, kernel: str
+) -> ImageFacts:
+    """Look at a network disk, as `images.look_at` does at a file. Raises nothing.
+
+    `identity` is where the name leads to from this host: two hosts of one answer have one server.
+    """
+    try:
+        identity = _identity(_allowed(url, patterns))
+        size_bytes = _size(url)
+        head, digests = _sectors(url, offsets, size_bytes)
+    except OSError as exc:
+        return ImageFacts(error=(exc.strerror or str(exc))[:500], kernel=kernel)
+    format_, virtual_bytes, snapshots, chain_error = format_of(head), size_bytes, 0, ""
+    if format_ == "qcow2":
+        try:
+            header = parse_qcow2(head)
+            virtual_bytes, snapshots = header.virtual_bytes, header.snapshots
+            if header.backing or header.data_file:
+                chain_error = "what lies under a network disk is not looked at"
+        except FormatInvalid as exc:
+            chain_error = str(exc)
+    return ImageFacts(
+        name=url.rpartition("/")[2],
+        kernel=kernel,
+        identity=identity,
+        size_bytes=size_bytes,
+        # Its server's room is not seen from here.
+        allocated_bytes=virtual_bytes,
+        virtual_bytes=virtual_bytes,
+        digests=digests,
+        is_direct=True,
+        write_error="" if is_read_only else _write_error(url),
+        format=format_,
+        snapshots=snapshots,
+        chain_error=chain_error,
+    )
+
+
+def _allowed(url: str, patterns: Sequence[str]) -> DiskUrl:
+    place = parse(url) if matches(url, patterns) else None
+    if place is None:
+        raise OSError(0, f"{url[:200]} is none of this host's network disks ([storage] network_disks)")
+    return place
+
+
+def _size(url: str) -> int:
+    told = _run("qemu-img", "info", "--force-share", "--output=json", "-f", "raw", url)
+    try:
+        size = json.loads(told)["virtual-size"]
+    except (ValueError, TypeError, KeyError, RecursionError) as exc:
+        raise OSError(0, "qemu-img did not say how large it is") from exc
+    if not isinstance(size, int) or not 0 <= size < _MAX_SIZE_BYTES:
+        raise OSError(0, f"qemu-img said that it has {size!r:.40} bytes")
+    return size
+
+
+def _sectors(url: str, offsets: Sequence[int], size_bytes: int) -> tuple[bytes, tuple[bytes, ...]]:
+    """Give the first sector, and digests of those that were asked for; one that is not there gives an empty digest."""
+    lengths = {
+        offset: min(SECTOR_BYTES, size_bytes - offset)
+        for offset in (0, *offsets[:MAX_OFFSETS])
+        if 0 <= offset < size_bytes and offset % SECTOR_BYTES == 0
+    }
+    words = [word for offset, length in lengths.items() for word in ("-c", f"read -v {offset} {length}")]
+    found: dict[int, bytearray] = {}
+    for at, dumped in _DUMPED.findall(
+        _run("qemu-io", "-r", "-U", "-f", "raw", *words, url) if words else b""
+    ):
+        where = int(at, 16)
+        found.setdefault(where - where % SECTOR_BYTES, bytearray()).extend(bytes.fromhex(dumped.decode()))
+    whole = {offset: bytes(found.get(offset, b"")) for offset, length in lengths.items()}
+    return whole.get(0, b""), tuple(
+        hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()
+        if (content := whole.get(offset)) and len(content) == lengths[offset]
+        else b""
+        for offset in offsets[:MAX_OFFSETS]
+    )
+
+
+def _write_error(url: str) -> str:
+    """Say why it cannot be opened for writing. Opened is all: nothing is asked of it then."""
+    try:
+        _run("qemu-io", "-f", "raw", "-c", "quit", url)
+    except OSError as exc:
+        return (exc.strerror or str(exc))[:500]
+    return ""
+
+
+def _identity(place: DiskUrl) -> str:
+    """Give the URL with the addresses that its server's name has here."""
+    try:
+        found = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as exc:
+        raise OSError(0, f"its server {place.host} has no address here: {exc}") from exc
+    addresses = sorted({str(address[0]) for *_, address in found})
+    return " or ".join(replace(place, host=address).words for address in addresses)[:500]
+
+
+def _run(*words: str) -> bytes:
+    """Give what a tool prints. Raises OSError, whose `strerror` is a sentence."""
+    try:
+        done = subprocess.run(
+            words, stdin=subprocess.DEVNULL, capture_output=True, timeout=ANSWERS_WITHIN_S, check=False
+        )
+    except FileNotFoundError as exc:
+        raise OSError(0, f"{words[0]} is not installed here (Debian: qemu-utils, Fedora: qemu-img)") from exc
+    except subprocess.TimeoutExpired as exc:
+        raise OSError(
+            0,
+            f"its server gave no answer within {ANSWERS_WITHIN_S:g} s; does it take several clients at once "
+            "(qemu-nbd --shared=0)?",
+        ) from exc
+    if done.returncode:
+        first = next(iter(done.stderr.decode(errors="replace").strip().splitlines()), "")
+        # Who reads it knows which disk it is of.
+        cause = first.partition(words[-1])[2].lstrip("': ") or first
+        raise OSError(0, cause[:300] or f"{words[0]} ended with {done.returncode}")
+    return done.stdout

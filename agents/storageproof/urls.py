@@ -1,0 +1,90 @@
+"""URLs of disks: what is one, and which of them a configuration lets a guest have. Pure.
+
+Law: a URL of a peer is hostile. Its grammar has no options, no spaces, no commas and no way up, so that it is one word
+to QEMU and to its tools, and names nothing of this host. A `*` of a pattern stands for letters, digits, `.`, `_` and
+`-` alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+__all__ = [
+    "MAX_URL_BYTES",
+    "NBD",
+    "SCHEMES",
+    "DiskUrl",
+    "is_remote",
+    "matches",
+    "parse",
+    "problem_of_pattern",
+]
+
+# QEMU's protocols that lead to another host, and whose URLs cannot name a file of this one; with their usual ports.
+NBD: Final = "nbd"
+_PORTS: Final = {
+    NBD: 10809,
+    "iscsi": 3260,
+    "gluster": 24007,
+    "nfs": 2049,
+    "ssh": 22,
+    "https": 443,
+    "http": 80,
+}
+SCHEMES: Final = tuple(_PORTS)
+_HOST: Final = r"(?:[A-Za-z0-9._-]+|\[[0-9a-f:]+\])"
+_URL: Final = re.compile(
+    rf"(?P<scheme>{'|'.join(SCHEMES)})://(?:[A-Za-z0-9._-]+@)?(?P<host>{_HOST})(?::(?P<port>[0-9]{{1,5}}))?"
+    r"(?P<path>(?:/[A-Za-z0-9._:-]+)*)"
+)
+_ANY: Final = "[A-Za-z0-9._-]*"
+MAX_URL_BYTES: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class DiskUrl:
+    """A URL taken apart. An IPv6 address stands without its brackets; `path` begins with a slash, or is empty."""
+
+    scheme: str
+    host: str
+    port: int
+    path: str
+
+    @property
+    def words(self) -> str:
+        """The one spelling with a port and without a user."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}{self.path}"
+
+
+def is_remote(path: str) -> bool:
+    """Say whether a disk's path is a URL, or something like one."""
+    return "://" in path
+
+
+def matches(url: str, patterns: Sequence[str]) -> bool:
+    """Say whether one of the patterns fits all of a URL."""
+    if parse(url) is None:
+        return False
+    return any(re.fullmatch(re.escape(one).replace(r"\*", _ANY), url) for one in patterns)
+
+
+def problem_of_pattern(pattern: str) -> str | None:
+    """Say what is wrong with a pattern, or None."""
+    if parse(pattern.replace("*", "1")) is not None:
+        return None
+    return f"{pattern!r:.200} is no URL of {', '.join(SCHEMES)} without options, such as nbd://store1:10809/guest-*"
+
+
+def parse(url: str) -> DiskUrl | None:
+    """Take a URL apart; None for every other word."""
+    found = _URL.fullmatch(url) if len(url) <= MAX_URL_BYTES else None
+    if found is None or ".." in found["path"].split("/"):
+        return None
+    port = int(found["port"] or _PORTS[found["scheme"]])
+    if not 0 < port < 1 << 16:
+        return None
+    return DiskUrl(found["scheme"], found["host"].strip("[]"), port, found["path"])

@@ -1,0 +1,125 @@
+"""Network disks as both ends see them: a real NBD server, asked with QEMU's own tools."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from agents.storage import SharedDirs
+from agents.storageproof import remote
+from agents.storageproof.images import look_at
+from agents.storageproof.places import SharedPlaces
+from migrate.facts import DiskFacts, DiskKind, ImageFacts
+from tests.agents.hypervisors.qemu.conftest import needs_qemu
+from tests.agents.nbd import serving
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow, needs_qemu()]
+
+PATTERNS = ("nbd://127.0.0.1:*/guest-*",)
+SECTOR = 4096
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "guest.raw"
+    path.write_bytes(os.urandom(16 * SECTOR + 512))
+    return path
+
+
+def seen(
+    url: str, *offsets: int, patterns: tuple[str, ...] = PATTERNS, read_only: bool = False
+) -> ImageFacts:
+    return look_at(url, SharedPlaces.of((), (), patterns), offsets=offsets, is_read_only=read_only)
+
+
+def test_an_export_is_seen_as_the_file_behind_it(image: Path) -> None:
+    offsets = (0, 5 * SECTOR, 16 * SECTOR)
+    with serving(image) as url:
+        far = seen(url, *offsets)
+    near = look_at(str(image), SharedPlaces.of((image.parent,)), offsets=offsets)
+    assert (far.error, far.write_error, far.chain_error) == ("", "", "")
+    assert far.size_bytes == near.size_bytes
+    assert far.digests == near.digests
+    assert far.identity == url
+    assert far.format == "raw"
+
+
+def test_what_cannot_be_read_has_no_digest(image: Path) -> None:
+    with serving(image) as url:
+        found = seen(url, 1, -SECTOR, 1 << 40, 1 << 80, SECTOR)
+    assert [bool(digest) for digest in found.digests] == [False, False, False, False, True]
+
+
+def test_an_export_that_is_read_only_cannot_be_written(image: Path) -> None:
+    with serving(image, "-r") as url:
+        assert seen(url).write_error == "Could not open image: Permission denied"
+        assert seen(url, read_only=True).write_error == ""
+
+
+def test_an_image_with_another_under_it_is_not_whole(image: Path) -> None:
+    top = image.with_name("top.qcow2")
+    subprocess.run(
+        ["qemu-img", "create", "-qf", "qcow2", "-b", image.name, "-F", "raw", top, "1M"], check=True
+    )
+    with serving(top) as url:
+        found = seen(url)
+    assert (found.format, found.virtual_bytes) == ("qcow2", 1 << 20)
+    assert found.chain_error == "what lies under a network disk is not looked at"
+
+
+@pytest.mark.parametrize(
+    ("patterns", "words"),
+    [((), "none of this host's network disks"), (("nbd://127.0.0.1:*/other-*",), "none of this host's")],
+)
+def test_only_what_the_configuration_allows_is_asked(
+    image: Path, patterns: tuple[str, ...], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "run", None)
+    assert words in seen("nbd://127.0.0.1:1/guest-1", patterns=patterns).error
+
+
+def test_a_server_that_is_not_there_or_has_no_such_export_is_said(image: Path) -> None:
+    assert "Connection refused" in seen("nbd://127.0.0.1:1/guest-1").error
+    with serving(image) as url:
+        assert "not available" in seen(url.replace("guest-1", "guest-2")).error
+    assert "has no address here" in seen("nbd://no.invalid:1/a", patterns=("nbd://no.invalid:1/a",)).error
+
+
+def test_a_server_that_takes_one_client_only_is_noticed(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "ANSWERS_WITHIN_S", 0.5)
+    with serving(image, clients=1) as url:
+        holder = subprocess.Popen(
+            ["qemu-io", "-r", "-U", "-f", "raw", url], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        try:
+            assert holder.stdout is not None
+            holder.stdout.read(len("qemu-io> "))
+            assert "several clients at once" in seen(url).error
+        finally:
+            holder.kill()
+            holder.communicate()
+
+
+def test_a_host_without_the_tools_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert shutil.which("qemu-img") is None
+    assert "qemu-utils" in seen("nbd://127.0.0.1:1/guest-1").error
+
+
+async def test_both_ends_look_at_the_same_sectors(tmp_path: Path, image: Path) -> None:
+    source, destination = (SharedDirs([tmp_path], network_disks=PATTERNS) for _ in range(2))
+    with serving(image) as url:
+        disk = DiskFacts(name="disk0", path=url, size_bytes=0, is_read_only=False, kind=DiskKind.NETWORK)
+        probes, nonces = await source.plant([disk])
+        assert "disk0" not in nonces
+        probes = tuple(probe for probe in probes if probe.image)
+        (mine,), (theirs,) = await source.look(probes), await destination.read_probes(probes)
+        await source.clear(probes)
+    assert mine.image is not None
+    assert mine.image == theirs.image
+    assert len(mine.image.digests) >= 3
+    assert all(mine.image.digests)

@@ -5,6 +5,8 @@ that was done is on the undo stack; from SWITCHOVER on nothing is undone and own
 
 Tasks: while pages are copied a watcher of the destination, one of the deadline and one that reports progress
 run beside it, in the task group of `_precopy` or `_suspend`, and end with it.
+
+Longer than other modules: what is undone, and from when on no more, can only be judged of the whole procedure.
 """
 
 from __future__ import annotations

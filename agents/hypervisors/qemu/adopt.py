@@ -9,27 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Final
 
+from agents.hypervisors.qemu.arguments import Read, bytes_of, fields_of, is_number, nothing_left
+from agents.hypervisors.qemu.backends import disk_of, memory_of, network_of
 from agents.hypervisors.qemu.cmdline import device_arguments
 from agents.hypervisors.qemu.errors import NotAdoptable, SpecInvalid
 from agents.hypervisors.qemu.spec import (
     Accel,
-    Backend,
-    Bus,
-    Cache,
-    DiskSpec,
-    Format,
     MemorySpec,
-    NetworkKind,
-    NetworkSpec,
     QemuSpec,
     Vga,
 )
-from agents.storageproof.urls import NBD, DiskUrl, parse
 
 __all__ = ["MAX_PROBLEMS", "MAX_PROBLEM_CHARS", "spec_of"]
 
@@ -43,23 +35,6 @@ _FLAGS: Final = _FLAGS_OF_THE_HOST | {"nodefaults", "enable-kvm"}
 MAX_PROBLEMS: Final = 64
 # An argument of any length can be in a sentence, and the sentences travel; the types of 20 devices fit, twice.
 MAX_PROBLEM_CHARS: Final = 700
-# vCPUs, nodes and bytes; no count of this world has more.
-MAX_DIGITS: Final = 18
-_SIZE: Final = re.compile(rf"(?:size=)?([0-9]{{1,{MAX_DIGITS}}})([KMGT]?)B?", re.IGNORECASE)
-_SHIFT: Final = {"": 20, "K": 10, "M": 20, "G": 30, "T": 40}
-# Suboptions that change nothing that a guest can see.
-_IGNORED: Final = {
-    "machine": frozenset({"dump-guest-core", "mem-merge"}),
-    "accel": frozenset({"thread"}),
-    "name": frozenset({"process", "debug-threads"}),
-    "memory": frozenset(
-        {"prealloc", "prealloc-threads", "merge", "dump", "reserve", "seal", "discard-data", "policy"}
-    ),
-    "blockdev": frozenset(
-        {"node-name", "discard", "detect-zeroes", "auto-read-only", "file.aio", "file.locking"}
-    ),
-    "device": frozenset({"id"}),
-}
 
 
 def _pairs(argv: Sequence[str], problems: list[str]) -> Iterator[tuple[str, str]]:
@@ -88,52 +63,6 @@ def _is_option(word: str) -> bool:
     return word.startswith("-") and word not in ("-", "--")
 
 
-def _fields(value: str, first: str) -> dict[str, str]:
-    """Read `a,b=c,d=e`; the first word may stand without its key, `first`. Doubled commas are one."""
-    fields: dict[str, str] = {}
-    for number, part in enumerate(value.replace(",,", "\0").split(",")):
-        key, equals, content = part.replace("\0", ",").partition("=")
-        if not equals and number == 0:
-            key, content = first, key
-        elif not equals:
-            content = "on"
-        fields[key] = content
-    return fields
-
-
-@dataclass(slots=True)
-class _Read:
-    """What was read so far."""
-
-    values: dict[str, object] = field(default_factory=dict)
-    memories: dict[str, dict[str, str]] = field(default_factory=dict)
-    nodes: dict[str, int] = field(default_factory=dict)
-    main_memory: str = ""
-    blocks: dict[str, dict[str, str]] = field(default_factory=dict)
-    netdevs: dict[str, dict[str, str]] = field(default_factory=dict)
-    # Read last: what they refer to may stand behind them.
-    devices: list[str] = field(default_factory=list)
-    disks: list[DiskSpec] = field(default_factory=list)
-    networks: list[NetworkSpec] = field(default_factory=list)
-    serials: int = 0
-    has_nodefaults: bool = False
-    problems: list[str] = field(default_factory=list)
-    # Drives, and whether there is RAM, that were named as problems already: what refers to them is none of its own.
-    lost_drives: set[str] = field(default_factory=set)
-    has_lost_memory: bool = False
-
-    def note(self, problem: str) -> None:
-        self.problems.append(problem)
-
-    @contextlib.contextmanager
-    def noting(self) -> Iterator[None]:
-        """What cannot be understood ends this argument, and no other."""
-        try:
-            yield
-        except NotAdoptable as exc:
-            self.problems += exc.problems
-
-
 # Take the place of what is missing, so that the rest is judged nevertheless.
 _STAND_INS: Final[Mapping[str, object]] = {
     "guest_id": "00000000-0000-4000-8000-000000000000",
@@ -150,7 +79,7 @@ def spec_of(argv: Sequence[str]) -> QemuSpec:
     Raises:
         NotAdoptable: arguments have no place in a spec; a sentence names each of them.
     """
-    read = _Read()
+    read = Read()
     for option, value in _pairs(argv, read.problems):
         if option in _OF_THE_HOST or option in _FLAGS_OF_THE_HOST:
             continue
@@ -199,7 +128,7 @@ def _device_types(argv: Sequence[str]) -> list[str]:
     return [value.partition(",")[0] for option, value in _pairs(argv, []) if option == "device"]
 
 
-def _values(read: _Read) -> dict[str, object]:
+def _values(read: Read) -> dict[str, object]:
     """Give the fields of the spec; what is missing is noted and has a stand-in."""
     for key, option in (("guest_id", "-uuid"), ("name", "-name"), ("machine", "-machine"), ("cpu", "-cpu")):
         if key not in read.values:
@@ -215,93 +144,59 @@ def _values(read: _Read) -> dict[str, object]:
             read.note(f"the memory backend {name} is no RAM of the machine and of no NUMA node")
             continue
         with read.noting():
-            memories.append(_memory(read, name, fields, read.nodes.get(name, -1)))
+            memories.append(memory_of(read, name, fields, read.nodes.get(name, -1)))
     values = {"vcpus": 1, "accel": Accel.TCG, **_STAND_INS, **read.values}
     if memories:
         values["memories"] = tuple(sorted(memories, key=lambda memory: memory.node))
     return values | {"disks": tuple(read.disks), "networks": tuple(read.networks)}
 
 
-def _memory(read: _Read, name: str, fields: dict[str, str], node: int) -> MemorySpec:
-    if fields.pop("share", "off") != "on":
-        read.note(f"the memory backend {name} is not shared, so that no agent can map it: add share=on to it")
-    kind, size_bytes = fields.pop("qom-type"), _bytes(fields.pop("size", "0"), "-object")
-    page_bytes = 0
-    if kind == "memory-backend-memfd":
-        backend = Backend.MEMFD
-        if fields.pop("hugetlb", "off") == "on":
-            page_bytes = _bytes(fields.pop("hugetlbsize", "2M"), "-object")
-    else:
-        backend = Backend.FILE
-        if re.search(r"huge", fields.pop("mem-path", "")):
-            read.note(
-                f"the memory backend {name} is a file of huge pages: use memory-backend-memfd,hugetlb=on"
-            )
-    _nothing_left(read, f"-object {kind}", fields, "memory")
-    return MemorySpec(name=name, size_bytes=size_bytes, backend=backend, page_bytes=page_bytes, node=node)
-
-
-def _bytes(words: str, option: str) -> int:
-    match = _SIZE.fullmatch(words)
-    if match is None:
-        raise NotAdoptable(f"{option}: {words!r:.40} is no size")
-    # A plain number is MiB for -m and bytes for -object.
-    shift = 0 if option == "-object" and not match[2] else _SHIFT[match[2].upper()]
-    return int(match[1]) << shift
-
-
-def _nothing_left(read: _Read, what: str, fields: Mapping[str, str], kind: str) -> None:
-    left = [f"{key}={value}" for key, value in fields.items() if key not in _IGNORED.get(kind, ())]
-    if left:
-        read.note(f"{what}: {', '.join(left)[:160]} has no place in a guest's spec")
-
-
-def _read_name(read: _Read, value: str) -> None:
-    fields = _fields(value, "guest")
+def _read_name(read: Read, value: str) -> None:
+    fields = fields_of(value, "guest")
     read.values["name"] = fields.pop("guest", "")
-    _nothing_left(read, "-name", fields, "name")
+    nothing_left(read, "-name", fields, "name")
 
 
-def _read_machine(read: _Read, value: str) -> None:
-    fields = _fields(value, "type")
+def _read_machine(read: Read, value: str) -> None:
+    fields = fields_of(value, "type")
     read.values["machine"] = fields.pop("type", "")
     if "accel" in fields:
         _set_accel(read, fields.pop("accel"))
     read.main_memory = fields.pop("memory-backend", "")
-    _nothing_left(read, "-machine", fields, "machine")
+    nothing_left(read, "-machine", fields, "machine")
 
 
-def _read_accel(read: _Read, value: str) -> None:
-    fields = _fields(value, "accel")
+def _read_accel(read: Read, value: str) -> None:
+    fields = fields_of(value, "accel")
     _set_accel(read, fields.pop("accel", ""))
-    _nothing_left(read, "-accel", fields, "accel")
+    nothing_left(read, "-accel", fields, "accel")
 
 
-def _set_accel(read: _Read, words: str) -> None:
+def _set_accel(read: Read, words: str) -> None:
     if words in tuple(Accel):
         read.values["accel"] = Accel(words)
     else:
         read.note(f"the accelerator {words!r:.40} is not one of {', '.join(Accel)}")
 
 
-def _read_vcpus(read: _Read, value: str) -> None:
-    fields = _fields(value, "cpus")
+def _read_vcpus(read: Read, value: str) -> None:
+    fields = fields_of(value, "cpus")
     words = fields.pop("cpus", "")
-    if _is_number(words):
+    if is_number(words):
         read.values["vcpus"] = int(words)
     else:
         read.note(f"-smp {value!r:.60} does not say how many")
-    _nothing_left(read, "-smp", fields, "smp")
+    nothing_left(read, "-smp", fields, "smp")
 
 
-def _read_size(read: _Read, value: str) -> None:
-    fields = _fields(value, "size")
-    _bytes(fields.pop("size", ""), "-m")
-    _nothing_left(read, "-m", fields, "m")
+def _read_size(read: Read, value: str) -> None:
+    fields = fields_of(value, "size")
+    bytes_of(fields.pop("size", ""), "-m")
+    nothing_left(read, "-m", fields, "m")
 
 
-def _read_object(read: _Read, value: str) -> None:
-    fields = _fields(value, "qom-type")
+def _read_object(read: Read, value: str) -> None:
+    fields = fields_of(value, "qom-type")
     kind = fields.get("qom-type", "")
     if kind in ("memory-backend-memfd", "memory-backend-file"):
         read.memories[fields.pop("id", "")] = fields
@@ -314,56 +209,51 @@ def _read_object(read: _Read, value: str) -> None:
         raise NotAdoptable(f"-object {kind:.60} has no place in a guest's spec")
 
 
-def _read_numa(read: _Read, value: str) -> None:
-    fields = _fields(value, "kind")
+def _read_numa(read: Read, value: str) -> None:
+    fields = fields_of(value, "kind")
     kind, node, memory = fields.pop("kind", ""), fields.pop("nodeid", ""), fields.pop("memdev", "")
-    if kind != "node" or not _is_number(node) or not memory:
+    if kind != "node" or not is_number(node) or not memory:
         read.nodes.setdefault(memory, -1)
         raise NotAdoptable(f"-numa {value!r:.80}: only node,nodeid=N,memdev=ID has a place in a guest's spec")
-    _nothing_left(read, "-numa", fields, "numa")
+    nothing_left(read, "-numa", fields, "numa")
     read.nodes[memory] = int(node)
 
 
-def _is_number(words: str) -> bool:
-    # Python refuses to read thousands of digits with an error of its own.
-    return words.isascii() and words.isdecimal() and len(words) <= MAX_DIGITS
-
-
-def _read_blockdev(read: _Read, value: str) -> None:
+def _read_blockdev(read: Read, value: str) -> None:
     if value.lstrip().startswith("{"):
         # A number that is too long, or nested too deep, is no name either.
         with contextlib.suppress(ValueError, RecursionError):
             if isinstance(block := json.loads(value), dict):
                 read.lost_drives.add(str(block.get("node-name")))
         raise NotAdoptable("-blockdev as JSON is not read: write it as driver=...,node-name=...")
-    fields = _fields(value, "driver")
+    fields = fields_of(value, "driver")
     read.blocks[fields.get("node-name", "")] = fields
 
 
-def _read_drive(read: _Read, value: str) -> None:
-    fields = _fields(value, "file")
+def _read_drive(read: Read, value: str) -> None:
+    fields = fields_of(value, "file")
     read.lost_drives.add(fields.get("id", ""))
     if fields.get("if") == "pflash":
         raise NotAdoptable(f"-drive {value!r:.80} is firmware, which has no place in a guest's spec")
     raise NotAdoptable(f"-drive {value!r:.80}: use -blockdev and -device, which say what is what")
 
 
-def _read_netdev(read: _Read, value: str) -> None:
-    fields = _fields(value, "type")
+def _read_netdev(read: Read, value: str) -> None:
+    fields = fields_of(value, "type")
     read.netdevs[fields.pop("id", "")] = fields
 
 
-def _read_device(read: _Read, value: str) -> None:
-    fields = _fields(value, "driver")
+def _read_device(read: Read, value: str) -> None:
+    fields = fields_of(value, "driver")
     driver = fields.pop("driver", "")
     fields.pop("id", None)
     match driver:
         case "virtio-blk-pci" | "scsi-hd":
             with read.noting():
-                read.disks.append(_disk(read, driver, fields))
+                read.disks.append(disk_of(read, driver, fields))
         case "virtio-net-pci":
             with read.noting():
-                read.networks.append(_network(read, fields))
+                read.networks.append(network_of(read, fields))
         case "virtio-scsi-pci":
             pass
         case "virtio-balloon-pci":
@@ -379,118 +269,43 @@ def _read_device(read: _Read, value: str) -> None:
             read.values["vga"] = Vga.VIRTIO
         case _:
             raise NotAdoptable(f"-device {driver:.60} has no place in a guest's spec")
-    _nothing_left(read, f"-device {driver}", fields, "device")
+    nothing_left(read, f"-device {driver}", fields, "device")
 
 
-def _nbd_url(node: str, block: dict[str, str]) -> str:
-    """Take the words of an NBD export out of a -blockdev, and give its URL."""
-    kind, host = block.pop("file.server.type", ""), block.pop("file.server.host", "")
-    port, export = block.pop("file.server.port", ""), block.pop("file.export", "")
-    place = DiskUrl(NBD, host, int(port) if _is_number(port) else 0, f"/{export}" if export else "")
-    if kind != "inet" or parse(place.words) != place:
-        raise NotAdoptable(
-            f"-blockdev {node}: of NBD only file.server.type=inet with a host, a port and an export of letters, digits "
-            "and ._:-/ has a place in a guest's spec"
-        )
-    return place.words
-
-
-def _disk(read: _Read, driver: str, fields: dict[str, str]) -> DiskSpec:
-    node = fields.pop("drive", "")
-    has_cache = fields.pop("write-cache", "on") == "on"
-    if driver == "scsi-hd":
-        fields.pop("bus", None)
-    block = dict(read.blocks.get(node, {}))
-    if not block:
-        if node in read.lost_drives:
-            raise NotAdoptable()
-        raise NotAdoptable(f"-device {driver}: its drive {node!r:.40} is no -blockdev")
-    kind, protocol = block.pop("driver", ""), block.pop("file.driver", "")
-    if kind not in tuple(Format) or protocol not in ("file", "host_device", NBD):
-        raise NotAdoptable(
-            f"-blockdev {node}: only raw and qcow2 in a file, a block device or an NBD export have a place in a "
-            "guest's spec"
-        )
-    path = _nbd_url(node, block) if protocol == NBD else block.pop("file.filename", "")
-    is_direct = block.pop("cache.direct", "off") == "on"
-    is_file_direct, is_flushed = (
-        block.pop("file.cache.direct", "off") == "on",
-        block.pop("cache.no-flush", "off") == "off",
-    )
-    if is_direct is not is_file_direct or not is_flushed:
-        read.note(f"-blockdev {node}: its caching is none of {', '.join(Cache)}")
-    elif not has_cache and not is_direct:
-        read.note(f"-device {driver}: write-cache=off without cache.direct=on has no place in a guest's spec")
-    cache = Cache.WRITEBACK if not is_direct else Cache.NONE if has_cache else Cache.DIRECTSYNC
-    is_read_only = block.pop("read-only", "off") == "on"
-    _nothing_left(read, f"-blockdev {node}", block, "blockdev")
-    bus = Bus.VIRTIO if driver == "virtio-blk-pci" else Bus.SCSI
-    disk = DiskSpec(path=path, format=Format(kind), bus=bus, cache=cache, is_read_only=is_read_only)
-    if disk.block_driver != protocol:
-        raise NotAdoptable(
-            f"-blockdev {node}: {path:.200} with file.driver={protocol} has no place in a guest's spec, where block "
-            "devices are those below /dev"
-        )
-    return disk
-
-
-def _network(read: _Read, fields: dict[str, str]) -> NetworkSpec:
-    node, mac = fields.pop("netdev", ""), fields.pop("mac", "")
-    backend = dict(read.netdevs.get(node, {}))
-    kind = backend.pop("type", "")
-    if backend.pop("vhost", "off") == "on" or kind.startswith("vhost"):
-        read.note(
-            f"-netdev {node}: vhost writes to the guest's RAM from outside of QEMU, and nothing here has proved that "
-            "those writes are seen: use vhost=off"
-        )
-    if kind not in tuple(NetworkKind):
-        if kind.startswith("vhost"):
-            raise NotAdoptable()
-        raise NotAdoptable(f"-netdev {kind!r:.40} has no place in a guest's spec")
-    interface = backend.pop({"bridge": "br", "tap": "ifname"}.get(kind, ""), "")
-    # Both are taken out, whichever is wrong.
-    scripts = {backend.pop("script", ""), backend.pop("downscript", "no")} if kind == "tap" else {"no"}
-    if scripts != {"no"}:
-        read.note(f"-netdev tap {node}: scripts are not run by a destination: use script=no,downscript=no")
-    backend.pop("helper", None)
-    _nothing_left(read, f"-netdev {node}", backend, "netdev")
-    return NetworkSpec(kind=NetworkKind(kind), mac=mac, interface=interface)
-
-
-def _keep(key: str) -> Callable[[_Read, str], None]:
-    def read_it(read: _Read, value: str) -> None:
+def _keep(key: str) -> Callable[[Read, str], None]:
+    def read_it(read: Read, value: str) -> None:
         read.values[key] = value
 
     return read_it
 
 
-def _keep_device(read: _Read, value: str) -> None:
+def _keep_device(read: Read, value: str) -> None:
     read.devices.append(value)
 
 
-def _read_serial(read: _Read, value: str) -> None:
+def _read_serial(read: Read, value: str) -> None:
     read.serials += value != "none"
 
 
-def _read_nodefaults(read: _Read, value: str) -> None:
+def _read_nodefaults(read: Read, value: str) -> None:
     read.has_nodefaults = True
 
 
-def _read_kvm(read: _Read, value: str) -> None:
+def _read_kvm(read: Read, value: str) -> None:
     read.values["accel"] = Accel.KVM
 
 
-def _read_display(read: _Read, value: str) -> None:
+def _read_display(read: Read, value: str) -> None:
     if value.partition(",")[0] not in ("none", "vnc", "egl-headless"):
         raise NotAdoptable(f"-display {value!r:.40} is a window: a guest that moves has none")
 
 
-def _read_vga(read: _Read, value: str) -> None:
+def _read_vga(read: Read, value: str) -> None:
     if value != "none":
         raise NotAdoptable(f"-vga {value!r:.40}: name the card by -device")
 
 
-_READERS: Final[Mapping[str, Callable[[_Read, str], None]]] = {
+_READERS: Final[Mapping[str, Callable[[Read, str], None]]] = {
     "name": _read_name,
     "uuid": _keep("guest_id"),
     "machine": _read_machine,

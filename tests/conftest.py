@@ -6,7 +6,8 @@ A test that skips because something is missing that can be installed or granted 
 `VMFERRY_NEEDS=must` is set, as CI does, such a skip is a failure.
 
 CI runs a test that has failed once more (`--reruns 1` in tox.ini): some need a real machine to have time for them. Its
-failure is printed in full nevertheless, as a defect to be looked for, and more than a few of them fail the run.
+failure is printed in full nevertheless, as a defect to be looked for, and more than a few of them fail the run. One
+that shows a guest lost or doubled is a failure at once.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import pytest
 
 # Neighbours of a shared machine take its time from one test or two of a run of five thousand.
 MAX_REPEATED_TESTS: Final = 3
+# What these find once in a hundred runs is what they are for.
+NEVER_REPEATED: Final = ("tests/reliability/", "tests/model/", "tests/sim/", "tests/fuzz/")
 NEEDS_MUST_BE_MET: Final = os.environ.get("VMFERRY_NEEDS") == "must"
 
 
@@ -33,6 +36,13 @@ def pytest_runtest_makereport(
         if reason.startswith("needs "):
             report.outcome, report.longrepr = "failed", f"must not be skipped here: {reason}"
     return report
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let no second run hide what proves that nothing is lost."""
+    for item in items:
+        if item.nodeid.startswith(NEVER_REPEATED):
+            item.add_marker(pytest.mark.flaky(reruns=0))
 
 
 def _repeated(config: pytest.Config) -> list[pytest.TestReport]:

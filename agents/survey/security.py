@@ -15,7 +15,7 @@ from typing import Final
 
 import anyio.to_thread
 
-from agents.hypervisors.confinement import ROOT, has_apparmor, has_selinux, profile_of, selinux_label_of
+from agents.hypervisors.confinement import ROOT, has_apparmor, has_selinux, selinux_label_of
 from agents.hypervisors.inhabitants import Inhabited
 from agents.kernelfiles import text_of
 from migrate.facts import (
@@ -104,7 +104,7 @@ class SecuritySurveyor:
         if profile and loaded:
             # "NAME (MODE)" each.
             knows_profile = any(line.rpartition(" (")[0] == profile for line in loaded.splitlines())
-        return ApparmorFacts(agent_profile=profile_of("self", self._root), knows_profile=knows_profile)
+        return ApparmorFacts(knows_profile=knows_profile)
 
 
 class PermittedSurvey:

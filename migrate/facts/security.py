@@ -46,7 +46,6 @@ class SelinuxFacts:
 class ApparmorFacts:
     """AppArmor of a host where it is on. `knows_profile`: the guest's is loaded (None: the list cannot be read)."""
 
-    agent_profile: str
     knows_profile: bool | None
 
 

@@ -30,7 +30,7 @@ ENFORCING = SelinuxFacts(
     is_label_taken=False,
 )
 PERMISSIVE = replace(ENFORCING, is_enforcing=False)
-APPARMOR = ApparmorFacts(agent_profile="", knows_profile=True)
+APPARMOR = ApparmorFacts(knows_profile=True)
 PROFILE = "libvirt-11111111-2222-3333-4444-555555555555"
 
 
@@ -271,7 +271,7 @@ def test_nonsense_of_a_peer_breaks_no_check_and_makes_no_long_sentence(word: str
     facts = replace(
         ends_in(0, crl_s=end_s),
         selinux=odd,
-        apparmor=ApparmorFacts(agent_profile=word, knows_profile=False),
+        apparmor=ApparmorFacts(knows_profile=False),
     )
     inspection = pair(facts, facts, Confinement(selinux_label=word, apparmor_profile=word))
     report = examine(inspection)

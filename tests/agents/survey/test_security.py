@@ -162,13 +162,13 @@ async def test_a_profile_is_known_by_its_whole_name(tmp_path: Path) -> None:
     root = apparmor_host(tmp_path, loaded)
     for name, knows in (("libvirt-1", True), ("odd (name)", True), ("libvirt", False), ("libvirt-11", False)):
         facts = await survey(root.folder, Confinement(apparmor_profile=name))
-        assert facts.apparmor == ApparmorFacts(agent_profile="", knows_profile=knows)
+        assert facts.apparmor == ApparmorFacts(knows_profile=knows)
 
 
 async def test_profiles_that_cannot_be_read_are_not_known(tmp_path: Path) -> None:
     root = apparmor_host(tmp_path)
     facts = await survey(root.folder, Confinement(apparmor_profile="libvirt-1"))
-    assert facts.apparmor == ApparmorFacts(agent_profile="", knows_profile=None)
+    assert facts.apparmor == ApparmorFacts(knows_profile=None)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ import pytest
 
 from agents.ownership.gateway import EtcdPlace
 from tests.agents.host.fleet import free_port
+from tests.agents.parted import Networks
 from tests.transport.certificates import Files
 
 __all__ = [
@@ -135,9 +136,10 @@ class Member:
 
 @dataclass(kw_only=True)
 class Cluster:
-    """Members that elect one of them. Every method blocks."""
+    """Members that elect one of them; with `networks` they can be parted. Every method blocks."""
 
     members: list[Member]
+    networks: Networks | None = None
 
     @property
     def urls(self) -> tuple[str, ...]:
@@ -161,8 +163,16 @@ class Cluster:
         leader = self.leader()
         return [member for member in self.members if member is not leader]
 
+    def part(self, *some: Member) -> None:
+        """Cut some members off from the others; whoever asks them reaches them all."""
+        if self.networks is None:
+            raise AssertionError("they have one network")
+        self.networks.part([self.members.index(member) for member in some])
+
     def heal(self) -> None:
-        """Have all members run, and wait until each of them answers a linearizable read."""
+        """Have all members run and reach each other, and wait until each of them answers a linearizable read."""
+        if self.networks is not None:
+            self.networks.heal()
         for member in self.members:
             if member.process is None:
                 member.start()
@@ -181,7 +191,7 @@ class Cluster:
 
 
 @contextmanager
-def running_cluster(folder: Path) -> Iterator[Cluster]:
+def running_cluster(folder: Path, networks: Networks | None = None) -> Iterator[Cluster]:
     """Three members of one cluster, with etcd's own timing (elections after 1 to 2 s); they end with the block."""
     if ETCD is None:
         pytest.skip("needs etcd (Debian: apt-get install etcd-server)")
@@ -193,16 +203,24 @@ def running_cluster(folder: Path) -> Iterator[Cluster]:
             for _ in range(2 * MEMBERS)
         ]
     ports, peer_ports = found[:MEMBERS], found[MEMBERS:]
-    peers = {name: f"http://127.0.0.1:{port}" for name, port in zip(names, peer_ports, strict=True)}
+    hosts = networks.addresses if networks else ("127.0.0.1",) * MEMBERS
+    peers = {name: f"http://{host}:{port}" for name, host, port in zip(names, hosts, peer_ports, strict=True)}
     members = []
-    for name, port in zip(names, ports, strict=True):
-        url = f"http://127.0.0.1:{port}"
-        command = [ETCD, "--name", name, "--data-dir", str(folder / name)]
+    for number, (name, host, port) in enumerate(zip(names, hosts, ports, strict=True)):
+        url = f"http://{host}:{port}"
+        command = [
+            *(networks.prefix(number) if networks else ()),
+            ETCD,
+            "--name",
+            name,
+            "--data-dir",
+            str(folder / name),
+        ]
         command += ["--listen-client-urls", url, "--advertise-client-urls", url]
         command += ["--listen-peer-urls", peers[name], "--initial-advertise-peer-urls", peers[name]]
         command += ["--initial-cluster", ",".join(f"{peer}={at}" for peer, at in peers.items())]
         members.append(Member(name=name, url=url, command=command, log=folder / f"{name}.log"))
-    cluster = Cluster(members=members)
+    cluster = Cluster(members=members, networks=networks)
     try:
         cluster.heal()
         yield cluster

@@ -253,8 +253,9 @@ def ask_serializable(member: Member, key: str) -> dict[str, object]:
     return member.ask("/v3/kv/range", {"key": key, "serializable": True})
 
 
-def lines_of(cluster: Cluster) -> str:
-    listed = ", ".join(f'"{url}"' for url in cluster.urls)
+def lines_of(*urls: str) -> str:
+    """What an agent's configuration says of these endpoints."""
+    listed = ", ".join(f'"{url}"' for url in urls)
     return f'endpoints = [{listed}]\ntimeout = "{TIMEOUT_S:g}s"'
 
 
@@ -282,7 +283,7 @@ async def test_a_guest_moves_while_a_member_is_lost(
 
     monkeypatch.setattr(EtcdRecords, "claim", claim_with_fault)
     with scratch_folder() as folder:
-        async with running_fleet(folder, etcd=lines_of(cluster)) as fleet:
+        async with running_fleet(folder, etcd=lines_of(*cluster.urls)) as fleet:
             guest = fleet.start_guest("host-a", disk_path=None).guest_id
             await fail("before the move")
             job = await fleet.start("worker", "host-a", "host-b")

@@ -342,7 +342,7 @@ async def running_fleet(
     authority: Authority | None = None,
     rules: str = ALLOW_ALL,
     crl: bool = False,
-    etcd: str = "",
+    etcd: str | Mapping[str, str] = "",
     shared_at: Mapping[str, Path] = MappingProxyType({}),
     valid_for: Mapping[str, timedelta] = MappingProxyType({}),
     roots: Mapping[str, Path] = MappingProxyType({}),
@@ -355,8 +355,9 @@ async def running_fleet(
     list that revokes nobody yet. `shared_at` is the storage of a host that does not see what the others do.
     `qemu` are more lines of [guests.qemu]; without any, the agents run no such guests. `authority` issues their
     certificates where a test needs more of that CA than `agents.pki` gives, by host for `valid_for`.
-    `etcd` are lines of [storage.etcd], `storage` of [storage]. A host in `roots` finds its kernel's files there and not
-    in /. `fronts` are the addresses where peers find a host, and where the test puts something in front of it.
+    `etcd` are lines of [storage.etcd], or those of each host, `storage` of [storage]. A host in `roots` finds its
+    kernel's files there and not in /. `fronts` are the addresses where peers find a host, and where the test puts
+    something in front of it.
     """
     fleet = Fleet(folder, rules=rules, has_crl=crl, shared_at=dict(shared_at), fronts=dict(fronts))
     fleet.issue()
@@ -373,7 +374,7 @@ async def running_fleet(
                 limits=_lines(limits, host),
                 embedded=_lines(embedded, host),
                 qemu=_lines(qemu, host),
-                etcd=etcd,
+                etcd=etcd if isinstance(etcd, str) else etcd[host],
                 storage=storage,
             )
             agent = fleet.agents[host] = HostAgent(load_settings(config), root=roots.get(host, ROOT))

@@ -83,8 +83,8 @@ def plant(disks: list[DiskFacts], places: SharedPlaces) -> Planted:
 
 
 def look(probe: Probe, places: SharedPlaces) -> Reading:
-    """Look at a probe of this host's own, and at its disk. Blocks."""
-    image = _image(probe, places)
+    """Look at a probe of this host's own, and at its disk, which the guest has open here already. Blocks."""
+    image = _image(probe, places, is_read_only=True)
     content, error = None, probe.error or None
     if probe.path:
         try:
@@ -102,7 +102,7 @@ def look(probe: Probe, places: SharedPlaces) -> Reading:
 
 def answer(probe: Probe, places: SharedPlaces) -> Reading:
     """Read what another host has planted, write a nonce behind it, and try its lock. All of it is hostile. Blocks."""
-    image = _image(probe, places) if probe.image else None
+    image = _image(probe, places, is_read_only=probe.is_read_only) if probe.image else None
     if image is not None and not probe.path:
         return Reading(disk=probe.disk, content=None, error=None, image=image)
     path = Path(probe.path)
@@ -135,10 +135,8 @@ def answer(probe: Probe, places: SharedPlaces) -> Reading:
     )
 
 
-def _image(probe: Probe, places: SharedPlaces) -> ImageFacts:
-    return images.look_at(
-        probe.image, places, offsets=probe.offsets[:MAX_OFFSETS], is_read_only=probe.is_read_only
-    )
+def _image(probe: Probe, places: SharedPlaces, *, is_read_only: bool) -> ImageFacts:
+    return images.look_at(probe.image, places, offsets=probe.offsets[:MAX_OFFSETS], is_read_only=is_read_only)
 
 
 def _hold(path: str, planted: Planted) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -60,6 +62,12 @@ def test_a_star_stays_within_a_name() -> None:
         "nbd://evil/a.example:10809/x",
     ):
         assert not matches(strange, patterns), strange
+
+
+def test_a_hostile_url_is_judged_at_once() -> None:
+    began_s = time.perf_counter()
+    assert not matches("nbd://h/" + "a" * 1000, ["nbd://h/" + "*a" * 40 + "b"])
+    assert time.perf_counter() - began_s < 0.5
 
 
 def test_a_pattern_is_a_url_with_stars() -> None:

@@ -1,7 +1,7 @@
 """Ownership records on a file system whose server dies, comes back and stands still, at each operation of a claim.
 
 The server is bindfs, a stand-in for an NFS server: the kernel's errors are real (ENOTCONN, calls that hang until it
-goes on or is killed), those of NFS (ESTALE) are not among them; `tests.reliability.storage` has those.
+goes on or is killed), those of NFS (ESTALE) are not among them; `tests.nfs` has those.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 
 import anyio
@@ -25,12 +24,12 @@ from anyio.to_thread import run_sync
 from agents.ownership import fileops
 from agents.ownership.files import OWNERSHIP_DIR, FileRecords
 from agents.storage import SharedDirs
-from migrate.errors import NotRecorded, StorageFailed
+from migrate.errors import NotRecorded
 from migrate.ownership import Ownership
 from migrate.phases import Phase
 from tests.agents.host.fleet import HOSTS, Fleet, report_of, running_fleet, scratch_folder
 from tests.agents.host.test_killed import is_running
-from tests.reliability.storage import CALLS
+from tests.agents.takeover import GUEST, Interrupted, record, take_over
 
 # What takes its time is the file system's.
 pytestmark = [
@@ -39,7 +38,6 @@ pytestmark = [
     pytest.mark.parametrize("anyio_backend", ["asyncio"]),
 ]
 
-GUEST = "g-1"
 MOUNTS_WITHIN_S = 10.0
 # For each call, where agents have 20 s.
 TIMEOUT_S = 0.5
@@ -122,56 +120,6 @@ def serving(backing: Path, mounted: Path) -> Iterator[Server]:
     finally:
         server.kill()
         server.unmount()
-
-
-@dataclass
-class Interrupted:
-    """`os`, which tells `strike` just before its `at`-th call that goes to the storage; at < 0: it counts only."""
-
-    at: int
-    strike: Callable[[], None]
-    calls: list[str] = field(default_factory=list)
-
-    def __getattr__(self, name: str) -> object:
-        original = getattr(os, name)
-        if name not in CALLS:
-            return original
-
-        def call(*arguments: object, **options: object) -> object:
-            self.calls.append(name)
-            if len(self.calls) == self.at + 1:
-                self.strike()
-            return original(*arguments, **options)
-
-        return call
-
-
-def record(generation: int, owner: str) -> Ownership:
-    return Ownership(guest_id=GUEST, generation=generation, owner=owner, migration_id="m-1")
-
-
-async def take_over(storage: SharedDirs, directory: str) -> tuple[Ownership | None, list[str]]:
-    """Do what a destination does; give what it believes of its claim, and what failed."""
-    steps: list[Callable[[], object]] = [
-        partial(storage.latest, directory, GUEST),
-        partial(storage.stage_claim, directory, record(2, "host-b")),
-        partial(storage.claim, directory, record(2, "host-b")),
-        partial(storage.claim, directory, record(3, "host-b")),
-        partial(storage.tidy, directory, GUEST),
-    ]
-    believed: Ownership | None = None
-    failures: list[str] = []
-    for number, step in enumerate(steps):
-        try:
-            found = await step()  # type: ignore[misc]
-        except StorageFailed as exc:
-            failures.append(f"{number} {type(exc).__name__}")
-            # Without these there is no claim, and without a claim no word that the guest runs.
-            if number <= 2:
-                break
-        else:
-            believed = found if number == 2 else believed
-    return believed, failures
 
 
 @pytest.mark.parametrize("fault", list(Fault))

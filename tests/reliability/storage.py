@@ -38,6 +38,7 @@ from migrate.errors import GuestUnknown
 from migrate.facts import GuestFacts
 from migrate.phases import TERMINAL, Phase
 from tests.agents.host.fleet import HOSTS, Fleet
+from tests.agents.takeover import CALLS
 from tests.migrate.world import DISK, FACTS, FakeGuest, FakeHypervisor, FakeSurvey, IncomingFake, World
 from tests.reliability.stage import Tally
 
@@ -54,9 +55,6 @@ ERRNOS: Final = (
 )
 # Each trial writes a dozen files durably, and the disk of this machine is not what is tried.
 IN_MEMORY: Final = "/dev/shm" if os.path.isdir("/dev/shm") else None
-CALLS: Final = frozenset(
-    {"open", "read", "write", "fsync", "fstat", "link", "listdir", "lstat", "mkdir", "stat", "unlink"}
-)
 
 
 class Fault(StrEnum):

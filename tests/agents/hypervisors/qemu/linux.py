@@ -66,7 +66,7 @@ class Boot:
         """An initramfs whose init loads drivers and runs a shell script; `/bin/workload` is there too."""
         if not BUSYBOX.exists():
             pytest.skip("needs busybox-static")
-        drivers = _with_dependencies(modules)
+        drivers = with_dependencies(modules)
         files = {f"modules/{driver.name}": driver.read_bytes() for driver in drivers}
         files["bin/busybox"] = BUSYBOX.read_bytes()
         files["init"] = _INIT.format(
@@ -109,7 +109,7 @@ class Console:
         return seen
 
 
-def _with_dependencies(modules: tuple[str, ...]) -> list[Path]:
+def with_dependencies(modules: tuple[str, ...]) -> list[Path]:
     """Give the files of kernel modules, in the order in which they must be loaded."""
     if not modules:
         return []

@@ -1,0 +1,185 @@
+"""Runs in a small machine with an NFS server and two mounts of it: claims, while the server fails at each operation.
+
+The server is Linux's own (nfsd, NFS 4.2), and so is the client; each mount is a client of its own, as two hosts are.
+Prints one line `RESULT {...}` for each fault; what must never be is in `wrong`, in words.
+
+Law: imports little, for all of it must be in the machine (`tests.nfs.machine`). `python -m tests.nfs.inside EVERY`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import Final
+from unittest.mock import patch
+
+import anyio
+
+from agents.ownership import fileops
+from agents.ownership.files import OWNERSHIP_DIR, FileRecords
+from agents.ownership.threads import StorageThreads
+from migrate.errors import NotRecorded
+from migrate.ownership import Ownership
+from tests.agents.takeover import GUEST, Interrupted, record, take_over
+
+EXPORT: Final = Path("/srv/export")
+# The source's host, and the destination's twice: its calls fail after some tenths of a second, or wait for the server.
+SOURCE, SOFT, HARD = Path("/mnt/a"), Path("/mnt/b"), Path("/mnt/c")
+# For each call, where agents have 20 s; more than a soft mount's own patience.
+TIMEOUT_S: Final = 3.0
+RACES: Final = 30
+
+
+class Fault(StrEnum):
+    """What becomes of the server just before an operation."""
+
+    # Ended; calls end with an error.
+    DOWN = "down"
+    # Ended; calls wait, and are done when it is back.
+    HANGS = "hangs"
+    # A new one serves the rest, and knows no client and no open file any more.
+    RESTARTS = "restarts"
+    # The directory is another one of the same content, as after a fail-over to a copy: old handles are stale.
+    REPLACED = "replaced"
+
+
+def stop_server() -> None:
+    subprocess.run(["rpc.nfsd", "0"], check=True)
+
+
+def start_server() -> None:
+    """Serve, without the 90 s in which clients of before may claim what they had."""
+    subprocess.run(["rpc.nfsd", "-N", "3", "4"], check=True)
+    Path("/proc/fs/nfsd/v4_end_grace").write_text("Y\n")
+
+
+def restart_server() -> None:
+    stop_server()
+    start_server()
+
+
+def replace(folder: Path) -> None:
+    """Put a copy in a directory's place."""
+    copy, old = folder.with_suffix(".copy"), folder.with_suffix(".old")
+    shutil.copytree(folder, copy)
+    folder.rename(old)
+    copy.rename(folder)
+    shutil.rmtree(old)
+
+
+def records_at(mount: Path, timeout_s: float = TIMEOUT_S) -> FileRecords:
+    return FileRecords((mount,), StorageThreads(timeout_s))
+
+
+async def both_claim(folder: str, generation: int, mount: Path) -> dict[str, Ownership]:
+    """Have both hosts ask for one generation at once."""
+    standing: dict[str, Ownership] = {}
+
+    async def ask(host: str, where: Path) -> None:
+        standing[host] = await records_at(where, 20.0).claim(
+            str(where / folder / OWNERSHIP_DIR), record(generation, host)
+        )
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ask, "host-a", SOURCE)
+        tasks.start_soon(ask, "host-b", mount)
+    return standing
+
+
+async def race() -> dict[str, object]:
+    """Two hosts claim one generation after the other at the same time."""
+    wrong, won = [], {"host-a": 0, "host-b": 0}
+    (EXPORT / "race").mkdir()
+    for generation in range(1, RACES + 1):
+        standing = await both_claim("race", generation, SOFT)
+        if standing["host-a"] != standing["host-b"]:
+            wrong.append(f"generation {generation}: {standing}")
+        won[standing["host-a"].owner] += 1
+    return {"fault": "none, two at once", "tried": RACES, "wrong": wrong, **won}
+
+
+class Trials:
+    """One fault at one operation after the other, each with a directory of its own."""
+
+    def __init__(self, fault: Fault) -> None:
+        self.fault = fault
+        self.mount = HARD if fault is Fault.HANGS else SOFT
+        self.counts = {"claimed": 0, "refused": 0, "unknown": 0, "not begun": 0}
+        self.errors: set[str] = set()
+        self.wrong: list[str] = []
+
+    async def run(self, every: int) -> dict[str, object]:
+        operations = len((await self._take(-1)).calls)
+        tried = range(0, operations, every)
+        for at in tried:
+            await self._take(at)
+        return {
+            "fault": self.fault,
+            "operations": operations,
+            "tried": len(tried),
+            **self.counts,
+            "errors": sorted(self.errors),
+            "wrong": self.wrong,
+        }
+
+    async def _take(self, at: int) -> Interrupted:
+        folder = f"{self.fault}-{at + 1}"
+        (EXPORT / folder).mkdir()
+        source, directory = records_at(SOURCE), str(self.mount / folder / OWNERSHIP_DIR)
+        await source.claim(str(SOURCE / folder / OWNERSHIP_DIR), record(1, "host-a"))
+        interrupted = Interrupted(at, self._strike(EXPORT / folder))
+        with patch.object(fileops, "os", interrupted):
+            believed, failures = await take_over(records_at(self.mount), directory)
+        if self.fault in (Fault.DOWN, Fault.HANGS) and at >= 0:
+            start_server()
+        standing = await both_claim(folder, 2, self.mount)
+        if at >= 0:
+            self.errors |= interrupted.errors
+            self._judge(EXPORT / folder, at, believed, failures, standing)
+        elif (believed, failures) != (record(2, "host-b"), []):
+            self.wrong.append(f"without a fault: {believed} {failures}")
+        return interrupted
+
+    def _strike(self, folder: Path) -> Callable[[], None]:
+        if self.fault in (Fault.DOWN, Fault.HANGS):
+            return stop_server
+        return restart_server if self.fault is Fault.RESTARTS else partial(replace, folder / OWNERSHIP_DIR)
+
+    def _judge(
+        self,
+        folder: Path,
+        at: int,
+        believed: Ownership | None,
+        failures: list[str],
+        standing: dict[str, Ownership],
+    ) -> None:
+        owners = {found.owner for found in standing.values()}
+        said = f"operation {at}: {believed} {failures} {standing}"
+        if len(owners) != 1 or (believed is not None and believed.owner not in owners):
+            self.wrong.append(said)
+        if f"2 {NotRecorded.__name__}" in failures:
+            # It was told so before the source had asked for anything: nothing of it may stand.
+            names = [path.name for path in folder.rglob(f"{GUEST}.*")]
+            if len(names) != 2:
+                self.wrong.append(f"{said} {names}")
+            self.counts["refused"] += 1
+        elif any(failure.startswith("2 ") for failure in failures):
+            self.counts["unknown"] += 1
+        else:
+            self.counts["claimed" if believed is not None else "not begun"] += 1
+
+
+async def main(every: int) -> None:
+    print("RESULT", json.dumps(await race()), flush=True)
+    for fault in Fault:
+        print("RESULT", json.dumps(await Trials(fault).run(every)), flush=True)
+
+
+if __name__ == "__main__":
+    anyio.run(main, int(sys.argv[1]))

@@ -12,8 +12,9 @@ from tests.reliability.stage import Kind, Tally
 
 pytestmark = pytest.mark.slow
 
-# The window that the stage gives each move, and what its two connections may have under way beyond it.
-MOST_RESENT_BYTES = (4 << 20) + 2 * (2 << 20)
+# The window that the stage gives each move, what its two connections may have under way beyond it, and the heads and
+# tags of all that.
+MOST_RESENT_BYTES = (4 << 20) + 2 * (2 << 20) + (64 << 10)
 # Without these the series has not tried what it is for.
 KILLED_AT = {
     Role.SOURCE: {"after journal commit-may-leave", "before Commit", "after Commit", "before destroy"},

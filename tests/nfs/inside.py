@@ -8,6 +8,7 @@ Law: imports little, for all of it must be in the machine (`tests.nfs.machine`).
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import subprocess
@@ -45,17 +46,43 @@ class Fault(StrEnum):
     HANGS = "hangs"
     # A new one serves the rest, and knows no client and no open file any more.
     RESTARTS = "restarts"
-    # The directory is another one of the same content, as after a fail-over to a copy: old handles are stale.
+    # A new one serves a copy of the directory, as after a fail-over: old handles are stale.
     REPLACED = "replaced"
 
 
+class Servant:
+    """A shell that was there before any file on NFS was open.
+
+    A new process closes what it inherits, and closing a file that was written waits for the server, which could then
+    not be started.
+    """
+
+    def __init__(self) -> None:
+        script = "while read -r words; do $words && echo done || echo failed; done"
+        self._shell = subprocess.Popen(
+            ["sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+
+    def do(self, words: str) -> None:
+        """Run a command and wait for its end."""
+        if self._shell.stdin is None or self._shell.stdout is None:
+            raise AssertionError("it has no pipes")
+        self._shell.stdin.write(f"{words}\n")
+        self._shell.stdin.flush()
+        if self._shell.stdout.readline().strip() != "done":
+            raise AssertionError(f"{words} failed")
+
+
+servant = functools.cache(Servant)
+
+
 def stop_server() -> None:
-    subprocess.run(["rpc.nfsd", "0"], check=True)
+    servant().do("rpc.nfsd 0")
 
 
 def start_server() -> None:
     """Serve, without the 90 s in which clients of before may claim what they had."""
-    subprocess.run(["rpc.nfsd", "-N", "3", "4"], check=True)
+    servant().do("rpc.nfsd -N 3 4")
     Path("/proc/fs/nfsd/v4_end_grace").write_text("Y\n")
 
 
@@ -64,13 +91,15 @@ def restart_server() -> None:
     start_server()
 
 
-def replace(folder: Path) -> None:
-    """Put a copy in a directory's place."""
+def fail_over_to_a_copy(folder: Path) -> None:
+    """End the server, put a copy in a directory's place, and serve that: what was not on its disk is gone."""
+    stop_server()
     copy, old = folder.with_suffix(".copy"), folder.with_suffix(".old")
     shutil.copytree(folder, copy)
     folder.rename(old)
     copy.rename(folder)
     shutil.rmtree(old)
+    start_server()
 
 
 def records_at(mount: Path, timeout_s: float = TIMEOUT_S) -> FileRecords:
@@ -149,7 +178,11 @@ class Trials:
     def _strike(self, folder: Path) -> Callable[[], None]:
         if self.fault in (Fault.DOWN, Fault.HANGS):
             return stop_server
-        return restart_server if self.fault is Fault.RESTARTS else partial(replace, folder / OWNERSHIP_DIR)
+        return (
+            restart_server
+            if self.fault is Fault.RESTARTS
+            else partial(fail_over_to_a_copy, folder / OWNERSHIP_DIR)
+        )
 
     def _judge(
         self,
@@ -176,6 +209,7 @@ class Trials:
 
 
 async def main(every: int) -> None:
+    servant()
     print("RESULT", json.dumps(await race()), flush=True)
     for fault in Fault:
         print("RESULT", json.dumps(await Trials(fault).run(every)), flush=True)

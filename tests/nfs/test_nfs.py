@@ -12,8 +12,8 @@ from tests.nfs.machine import results_of
 
 pytestmark = [pytest.mark.slow, needs_qemu(), pytest.mark.timeout(600)]
 
-# Some 80 s.
-EVERY = 10
+# Some 100 s.
+EVERY = 7
 
 
 def test_a_server_that_fails_at_operations_of_a_claim_makes_one_owner(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["HEAD_BYTES", "FormatInvalid", "Qcow2Header", "format_of", "parse_qcow2"]
+__all__ = ["HEAD_BYTES", "FormatInvalid", "Head", "Qcow2Header", "format_of", "parse_qcow2", "read_head"]
 
 # What is read of an image: the header, its extensions and the name of the backing file are all in qcow2's first
 # cluster, which has 64 KiB unless somebody chose otherwise.
@@ -50,6 +50,29 @@ class Qcow2Header:
     backing: str = ""
     backing_format: str = ""
     data_file: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """What an image's first bytes say. `error`: they are not what they begin as; `header` is None then, too."""
+
+    format: str
+    virtual_bytes: int
+    snapshots: int = 0
+    header: Qcow2Header | None = None
+    error: str = ""
+
+
+def read_head(head: bytes, size_bytes: int) -> Head:
+    """Read the first bytes of an image that has `size_bytes`."""
+    found = format_of(head)
+    if found != "qcow2":
+        return Head(format=found, virtual_bytes=size_bytes)
+    try:
+        header = parse_qcow2(head)
+    except FormatInvalid as exc:
+        return Head(format=found, virtual_bytes=size_bytes, error=str(exc))
+    return Head(format=found, virtual_bytes=header.virtual_bytes, snapshots=header.snapshots, header=header)
 
 
 def format_of(head: bytes) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from agents.storageproof import chains, devices, locks, mounts, remote, sectors, urls
-from agents.storageproof.formats import FormatInvalid, format_of, parse_qcow2
+from agents.storageproof.formats import read_head
 from agents.storageproof.places import SharedPlaces
 from migrate.facts import ImageFacts
 
@@ -28,9 +29,9 @@ def kernel() -> str:
 
 def size_at(path: str, places: SharedPlaces) -> tuple[int, bool]:
     """Give a disk's size, and whether it is a block device; what cannot be looked at is empty and none. Blocks."""
-    if urls.is_remote(path):
-        return remote.size_of_url(path, places.urls), False
     try:
+        if urls.is_remote(path):
+            return remote.size_of_url(path, places.urls), False
         descriptor, _ = sectors.open_image(places.locate(path))
     except (OSError, ValueError):
         return 0, False
@@ -49,11 +50,10 @@ def look_at(
     path: str, places: SharedPlaces, *, offsets: Sequence[int] = (), is_read_only: bool = False
 ) -> ImageFacts:
     """Look at a disk. Its path is hostile; so is its content. Blocks, and raises nothing."""
-    if urls.is_remote(path):
-        return remote.look_at_url(
-            path, places.urls, offsets=offsets, is_read_only=is_read_only, kernel=kernel()
-        )
     try:
+        if urls.is_remote(path):
+            seen = remote.look_at_url(path, places.urls, offsets=offsets, is_read_only=is_read_only)
+            return replace(seen, kernel=kernel())
         located = places.locate(path)
         descriptor, is_direct = sectors.open_image(located)
     except (OSError, ValueError) as exc:
@@ -83,15 +83,8 @@ def _look(
     size_bytes = devices.size_of(descriptor) if is_block else facts.st_size
     room = None if is_block else os.fstatvfs(descriptor)
     mount = mounts.mount_of(descriptor)
-    head = chains.head_of(path)
-    format_, virtual_bytes, snapshots, header, chain_error = format_of(head), size_bytes, 0, None, ""
-    if format_ == "qcow2":
-        try:
-            header = parse_qcow2(head)
-            virtual_bytes, snapshots = header.virtual_bytes, header.snapshots
-        except FormatInvalid as exc:
-            chain_error = str(exc)
-    chain, ends = chains.under(path, header, places) if header is not None else ((), "")
+    head = read_head(chains.head_of(path), size_bytes)
+    chain, ends = chains.under(path, head.header, places) if head.header is not None else ((), "")
     return ImageFacts(
         name=path.name,
         is_block=is_block,
@@ -101,7 +94,7 @@ def _look(
         identity=devices.identity_of(number) if is_block else "",
         size_bytes=size_bytes,
         allocated_bytes=size_bytes if is_block else facts.st_blocks * 512,
-        virtual_bytes=virtual_bytes,
+        virtual_bytes=head.virtual_bytes,
         digests=sectors.digests_at(descriptor, offsets),
         is_direct=is_direct,
         write_error="" if is_read_only else _write_error(path, is_block=is_block),
@@ -109,10 +102,10 @@ def _look(
         file_system="" if is_block else mounts.file_system_of(mount),
         free_bytes=room.f_bavail * room.f_frsize if room is not None else 0,
         is_read_only=devices.is_read_only(number) if room is None else bool(room.f_flag & os.ST_RDONLY),
-        format=format_,
-        snapshots=snapshots,
+        format=head.format,
+        snapshots=head.snapshots,
         chain=chain,
-        chain_error=chain_error or ends,
+        chain_error=head.error or ends,
     )
 
 

@@ -8,7 +8,6 @@ Source of what they print: QEMU, qapi/block-core.json (ImageInfo) and qemu-io-cm
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import socket
@@ -17,8 +16,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from agents.storageproof.formats import FormatInvalid, format_of, parse_qcow2
-from agents.storageproof.sectors import DIGEST_BYTES, MAX_OFFSETS, SECTOR_BYTES
+from agents.storageproof.formats import read_head
+from agents.storageproof.sectors import MAX_OFFSETS, SECTOR_BYTES, digest_of
 from agents.storageproof.urls import DiskUrl, matches, parse
 from migrate.facts import ImageFacts
 
@@ -31,50 +30,37 @@ _MAX_SIZE_BYTES: Final = 1 << 62
 
 
 def size_of_url(url: str, patterns: Sequence[str]) -> int:
-    """Give the bytes of what is there; 0 where it cannot be asked."""
-    try:
-        _allowed(url, patterns)
-        return _size(url)
-    except OSError:
-        return 0
+    """Give the bytes of what is there. Raises OSError, whose `strerror` is a sentence."""
+    _allowed(url, patterns)
+    return _size(url)
 
 
 def look_at_url(
-    url: str, patterns: Sequence[str], *, offsets: Sequence[int], is_read_only: bool, kernel: str
+    url: str, patterns: Sequence[str], *, offsets: Sequence[int], is_read_only: bool
 ) -> ImageFacts:
-    """Look at a network disk, as `images.look_at` does at a file. Raises nothing.
+    """Look at a network disk, as `images` does at a file. Its server's room is not seen from here.
 
     `identity` is where the name leads to from this host: two hosts of one answer have one server.
+
+    Raises:
+        OSError: it is not allowed, or could not be asked; `strerror` is a sentence.
     """
-    try:
-        identity = _identity(_allowed(url, patterns))
-        size_bytes = _size(url)
-        head, digests = _sectors(url, offsets, size_bytes)
-    except OSError as exc:
-        return ImageFacts(error=(exc.strerror or str(exc))[:500], kernel=kernel)
-    format_, virtual_bytes, snapshots, chain_error = format_of(head), size_bytes, 0, ""
-    if format_ == "qcow2":
-        try:
-            header = parse_qcow2(head)
-            virtual_bytes, snapshots = header.virtual_bytes, header.snapshots
-            if header.backing or header.data_file:
-                chain_error = "what lies under a network disk is not looked at"
-        except FormatInvalid as exc:
-            chain_error = str(exc)
+    identity = _identity(_allowed(url, patterns))
+    size_bytes = _size(url)
+    first, digests = _sectors(url, offsets, size_bytes)
+    head = read_head(first, size_bytes)
+    has_more = head.header is not None and bool(head.header.backing or head.header.data_file)
     return ImageFacts(
         name=url.rpartition("/")[2],
-        kernel=kernel,
         identity=identity,
         size_bytes=size_bytes,
-        # Its server's room is not seen from here.
-        allocated_bytes=virtual_bytes,
-        virtual_bytes=virtual_bytes,
+        virtual_bytes=head.virtual_bytes,
         digests=digests,
         is_direct=True,
         write_error="" if is_read_only else _write_error(url),
-        format=format_,
-        snapshots=snapshots,
-        chain_error=chain_error,
+        format=head.format,
+        snapshots=head.snapshots,
+        chain_error=head.error or ("what lies under a network disk is not looked at" if has_more else ""),
     )
 
 
@@ -112,9 +98,7 @@ def _sectors(url: str, offsets: Sequence[int], size_bytes: int) -> tuple[bytes, 
         found.setdefault(where - where % SECTOR_BYTES, bytearray()).extend(bytes.fromhex(dumped.decode()))
     whole = {offset: bytes(found.get(offset, b"")) for offset, length in lengths.items()}
     return whole.get(0, b""), tuple(
-        hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()
-        if (content := whole.get(offset)) and len(content) == lengths[offset]
-        else b""
+        digest_of(content) if (content := whole.get(offset)) and len(content) == lengths[offset] else b""
         for offset in offsets[:MAX_OFFSETS]
     )
 

@@ -14,7 +14,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-__all__ = ["DIGEST_BYTES", "MAX_OFFSETS", "SECTOR_BYTES", "choose_offsets", "digests_at", "open_image"]
+__all__ = [
+    "DIGEST_BYTES",
+    "MAX_OFFSETS",
+    "SECTOR_BYTES",
+    "choose_offsets",
+    "digest_of",
+    "digests_at",
+    "open_image",
+]
 
 # The largest sector that disks have; O_DIRECT wants offsets and lengths of whole ones.
 SECTOR_BYTES: Final = 4096
@@ -59,4 +67,9 @@ def _digest(descriptor: int, offset: int, page: mmap.mmap) -> bytes:
         size = os.preadv(descriptor, [page], offset)
     except OSError:
         return b""
-    return hashlib.blake2b(page[:size], digest_size=DIGEST_BYTES).digest() if size else b""
+    return digest_of(page[:size]) if size else b""
+
+
+def digest_of(content: bytes) -> bytes:
+    """Digest what was read of a sector: both ends do it alike, wherever they read it."""
+    return hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()

@@ -21,10 +21,6 @@ STORAGE: Final = Check(
     "server's name has on each host",
     remedy="Mount the same shared storage at the same path on both hosts, and name it in [storage] shared_dirs of both",
 )
-_SERVE: Final = (
-    "Let both hosts reach the server, and name the URL in [storage] network_disks of both; it must take the clients of "
-    "two hosts at once"
-)
 CONTENT: Final = Check(
     check_id="disk-content",
     asked="Has each disk the same size and the same content at both ends?",
@@ -45,8 +41,10 @@ _ATTACH: Final = (
     "Attach the same device at the same path on both hosts. A device without a world-wide name, a serial number or a "
     "device-mapper UUID cannot be proved: give it one"
 )
-
-
+_SERVE: Final = (
+    "Let both hosts reach the server, and name the URL in [storage] network_disks of both; it must take the clients of "
+    "two hosts at once"
+)
 # What each host is to itself, in the identity of a URL.
 _OWN_ADDRESSES: Final = ("//127.", "//[::1]")
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import anyio
@@ -14,9 +13,22 @@ from anyio.to_thread import run_sync
 from agents.ownership.etcd import EtcdRecords
 from migrate.errors import NotRecorded, StorageFailed
 from migrate.ownership import Ownership, record_name
-from migrate.phases import Phase
-from tests.agents.etcds import Cluster, Member, place_of, running_cluster
-from tests.agents.host.fleet import report_of, running_fleet, scratch_folder
+from tests.agents.claims import (
+    SLACK_S,
+    STEPS,
+    TIMEOUT_S,
+    check_step,
+    check_there_and_back,
+    claim,
+    guest_named_by,
+    in_order,
+    lines_of,
+    prepare,
+    record,
+    records_in,
+)
+from tests.agents.etcds import Cluster, Member, running_cluster
+from tests.agents.host.fleet import running_fleet, scratch_folder
 
 pytestmark = [
     pytest.mark.anyio,
@@ -24,42 +36,6 @@ pytestmark = [
     # An election takes seconds, and waits of both loops are tried by the tests of one etcd.
     pytest.mark.parametrize("anyio_backend", ["asyncio"]),
 ]
-
-# The default of [storage.etcd], for each endpoint in turn; an election takes 1 to 2 s.
-TIMEOUT_S = 2.0
-# What may be added by a machine that does other things as well.
-SLACK_S = 3.0
-
-Step = Callable[[EtcdRecords, str, str, str], Awaitable[Ownership | None]]
-
-
-def record(guest_id: str, generation: int, owner: str) -> Ownership:
-    return Ownership(guest_id=guest_id, generation=generation, owner=owner, migration_id="m-1")
-
-
-async def stage(records: EtcdRecords, place: str, guest_id: str, owner: str) -> None:
-    await records.stage_claim(place, record(guest_id, 2, owner))
-
-
-async def claim(records: EtcdRecords, place: str, guest_id: str, owner: str) -> Ownership:
-    return await records.claim(place, record(guest_id, 2, owner))
-
-
-async def say_that_it_runs(records: EtcdRecords, place: str, guest_id: str, owner: str) -> Ownership:
-    return await records.claim(place, record(guest_id, 3, owner))
-
-
-async def latest(records: EtcdRecords, place: str, guest_id: str, owner: str) -> Ownership | None:
-    return await records.latest(place, guest_id)
-
-
-# The places of a claim, in their order, and the generation that each of them ends with.
-STEPS: dict[str, tuple[Step, int]] = {
-    "stage": (stage, 1),
-    "claim": (claim, 2),
-    "second record": (say_that_it_runs, 3),
-    "latest": (latest, 3),
-}
 
 
 @pytest.fixture(scope="module")
@@ -79,29 +55,7 @@ def cluster(members: Cluster) -> Iterator[Cluster]:
 @pytest.fixture
 def guest_id(request: pytest.FixtureRequest) -> str:
     """A guest of this test alone."""
-    return "g-" + "".join(c if c.isalnum() else "-" for c in request.node.name)[-100:]
-
-
-@asynccontextmanager
-async def records_in(*urls: str, timeout_s: float = TIMEOUT_S) -> AsyncIterator[EtcdRecords]:
-    records = EtcdRecords(place_of(*urls, timeout_s=timeout_s))
-    try:
-        yield records
-    finally:
-        await records.aclose()
-
-
-def in_order(first: Member, cluster: Cluster) -> tuple[str, ...]:
-    """The endpoints, one of them first."""
-    return (first.url, *(url for url in cluster.urls if url != first.url))
-
-
-async def prepare(records: EtcdRecords, guest_id: str, before: int) -> str:
-    """Have a guest at the place of a claim where `before` generations stand."""
-    place = await records.place()
-    for generation in range(1, before + 1):
-        await records.claim(place, record(guest_id, generation, "host-a" if generation == 1 else "host-b"))
-    return place
+    return guest_named_by(request)
 
 
 def kill_a_follower(cluster: Cluster) -> Member:
@@ -136,24 +90,7 @@ FAULTS = (kill_a_follower, kill_the_leader, freeze_a_follower, freeze_the_leader
 async def test_with_one_member_lost_every_step_of_a_claim_succeeds_within_the_timeouts(
     cluster: Cluster, guest_id: str, fault: Callable[[Cluster], Member], step: str
 ) -> None:
-    take, generation = STEPS[step]
-    before = generation if step in ("stage", "latest") else generation - 1
-    async with records_in(*cluster.urls) as others:
-        place = await prepare(others, guest_id, before)
-        lost = await run_sync(fault, cluster)
-        # It is the one that is asked first.
-        async with records_in(*in_order(lost, cluster)) as records:
-            with anyio.fail_after(len(cluster.urls) * TIMEOUT_S + SLACK_S):
-                standing = await take(records, place, guest_id, "host-b")
-            if standing is not None:
-                assert (standing.generation, standing.owner) == (generation, "host-b")
-            # What the lost one had of it comes late or never, and changes nothing.
-            await run_sync(cluster.heal)
-            for url in cluster.urls:
-                async with records_in(url) as alone:
-                    found = await alone.latest(place, guest_id)
-                    assert found is not None
-                    assert found.generation == generation
+    await check_step(cluster, guest_id, fault, step)
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -253,12 +190,6 @@ def ask_serializable(member: Member, key: str) -> dict[str, object]:
     return member.ask("/v3/kv/range", {"key": key, "serializable": True})
 
 
-def lines_of(*urls: str) -> str:
-    """What an agent's configuration says of these endpoints."""
-    listed = ", ".join(f'"{url}"' for url in urls)
-    return f'endpoints = [{listed}]\ntimeout = "{TIMEOUT_S:g}s"'
-
-
 # Once is enough for what takes its time.
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 @pytest.mark.parametrize("moment", ["before the move", "before the claim", "after the claim"])
@@ -287,19 +218,10 @@ async def test_a_guest_moves_while_a_member_is_lost(
             guest = fleet.start_guest("host-a", disk_path=None).guest_id
             await fail("before the move")
             job = await fleet.start("worker", "host-a", "host-b")
-            report = report_of(await fleet.follow("host-a", job))
-            assert report.phase is Phase.COMPLETE, report.error
+            report = await check_there_and_back(fleet, cluster, guest, job)
             assert report.downtime is not None
             assert report.downtime.total_s < len(cluster.urls) * TIMEOUT_S + SLACK_S
-            assert report.source_digest == report.destination_digest
             assert faults == [moment]
-            await fleet.check_runs_only_at("host-b", guest)
-            await run_sync(cluster.heal)
-            # The word that it runs may take some tries; until then the guest is not given to another move.
-            assert (await fleet.follow("host-b", job)).phase is Phase.COMPLETE
-            back = report_of(await fleet.move("worker", "host-b", "host-a"))
-            assert back.phase is Phase.COMPLETE, back.error
-            await fleet.check_runs_only_at("host-a", guest)
             async with records_in(*cluster.urls) as records:
                 newest = await records.latest(await records.place(), guest)
             assert newest is not None

@@ -12,20 +12,20 @@ from agents.ownership.etcd import EtcdRecords
 from migrate.errors import NotRecorded, StorageFailed
 from migrate.ownership import Ownership
 from migrate.phases import Phase
-from tests.agents.etcds import MEMBERS, Cluster, Member, running_cluster
-from tests.agents.host.fleet import report_of, running_fleet, scratch_folder
-from tests.agents.parted import networks_of
-from tests.agents.test_ownership_cluster import (
-    SLACK_S,
+from tests.agents.claims import (
     STEPS,
-    TIMEOUT_S,
+    check_step,
+    check_there_and_back,
     claim,
-    in_order,
+    guest_named_by,
     lines_of,
     prepare,
     record,
     records_in,
 )
+from tests.agents.etcds import MEMBERS, Cluster, Member, running_cluster
+from tests.agents.host.fleet import report_of, running_fleet, scratch_folder
+from tests.agents.parted import networks_of
 
 pytestmark = [
     pytest.mark.anyio,
@@ -52,7 +52,7 @@ def cluster(members: Cluster) -> Iterator[Cluster]:
 
 @pytest.fixture
 def guest_id(request: pytest.FixtureRequest) -> str:
-    return "g-" + "".join(c if c.isalnum() else "-" for c in request.node.name)[-100:]
+    return guest_named_by(request)
 
 
 def part_the_leader(cluster: Cluster) -> Member:
@@ -76,23 +76,7 @@ PARTS: tuple[Part, ...] = (part_the_leader, part_a_follower)
 async def test_every_step_of_a_claim_succeeds_though_the_lone_half_is_asked_first(
     cluster: Cluster, guest_id: str, part: Part, step: str
 ) -> None:
-    take, generation = STEPS[step]
-    before = generation if step in ("stage", "latest") else generation - 1
-    async with records_in(*cluster.urls) as others:
-        place = await prepare(others, guest_id, before)
-        alone = await run_sync(part, cluster)
-        async with records_in(*in_order(alone, cluster)) as records:
-            with anyio.fail_after(len(cluster.urls) * TIMEOUT_S + SLACK_S):
-                standing = await take(records, place, guest_id, "host-b")
-            if standing is not None:
-                assert (standing.generation, standing.owner) == (generation, "host-b")
-            # What the lone half was asked is overruled when they are joined again.
-            await run_sync(cluster.heal)
-            for url in cluster.urls:
-                async with records_in(url) as one:
-                    found = await one.latest(place, guest_id)
-                    assert found is not None
-                    assert found.generation == generation
+    await check_step(cluster, guest_id, part, step)
 
 
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: part.__name__)
@@ -142,16 +126,8 @@ async def test_a_guest_moves_between_agents_that_see_both_halves(
         async with running_fleet(folder, etcd=lines_of(*cluster.urls)) as fleet:
             guest = fleet.start_guest("host-a", disk_path=None).guest_id
             job = await fleet.start("worker", "host-a", "host-b")
-            report = report_of(await fleet.follow("host-a", job))
+            await check_there_and_back(fleet, cluster, guest, job)
             assert parted
-            assert report.phase is Phase.COMPLETE, report.error
-            assert report.source_digest == report.destination_digest
-            await fleet.check_runs_only_at("host-b", guest)
-            await run_sync(cluster.heal)
-            assert (await fleet.follow("host-b", job)).phase is Phase.COMPLETE
-            back = report_of(await fleet.move("worker", "host-b", "host-a"))
-            assert back.phase is Phase.COMPLETE, back.error
-            await fleet.check_runs_only_at("host-a", guest)
 
 
 async def test_a_destination_in_the_lone_half_does_not_run_what_it_could_not_claim(

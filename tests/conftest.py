@@ -21,7 +21,7 @@ import pytest
 # Neighbours of a shared machine take its time from one test or two of a run of five thousand.
 MAX_REPEATED_TESTS: Final = 3
 # What these find once in a hundred runs is what they are for.
-NEVER_REPEATED: Final = ("tests/reliability/", "tests/model/", "tests/sim/", "tests/fuzz/")
+NEVER_REPEATED: Final = ("tests/reliability/", "tests/model/", "tests/sim/", "tests/fuzz/", "tests/nfs/")
 NEEDS_MUST_BE_MET: Final = os.environ.get("VMFERRY_NEEDS") == "must"
 
 

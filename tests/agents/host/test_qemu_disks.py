@@ -11,7 +11,7 @@ import anyio.to_thread
 import pytest
 
 from agents.hypervisors.qemu.incoming import QemuIncomingGuest
-from agents.hypervisors.qemu.spec import DiskSpec, Format
+from agents.hypervisors.qemu.spec import DiskSpec, Format, QemuSpec
 from migrate.errors import GuestRefused
 from tests.agents.host.fleet import HOSTS
 from tests.agents.host.qemu_guests import QemuGuests, qemu_fleet
@@ -134,21 +134,7 @@ async def test_a_guest_on_a_block_device_moves_there_and_back(folder: Path) -> N
     device = made.stdout.decode().strip()
     try:
         async with qemu_fleet(folder, storage='shared_devices = ["/dev/loop*"]') as guests:
-            spec = guests.spec(
-                disks=(DiskSpec(path=device, format=Format.RAW),),
-                initrd=guests.boot.initrd_with(WORKER, "virtio_pci", "virtio_blk"),
-                append="console=ttyS0 quiet",
-            )
-            await guests.start("host-a", spec)
-            await anyio.to_thread.run_sync(guests.console("host-a", spec).wait_for, b"DISK-OK", 2)
-            for source, to in (HOSTS, HOSTS[::-1]):
-                report = await guests.move(spec, source, to)
-                await guests.check_moved(spec, report, source, to)
-                console = guests.console(to, spec)
-                done = console.read().count(b"DISK-OK")
-                await anyio.to_thread.run_sync(console.wait_for, b"DISK-OK", done + 2)
-            for host in HOSTS:
-                assert b"DISK-BAD" not in guests.console(host, spec).read()
+            spec = await move_there_and_back(guests, DiskSpec(path=device, format=Format.RAW))
             records = guests.fleet.shared / ".vmferry"
             assert any(
                 path.name.startswith(spec.guest_id)
@@ -164,21 +150,27 @@ async def test_a_guest_on_a_network_disk_moves_there_and_back(folder: Path) -> N
     await anyio.run_process(["truncate", "-s", "64M", str(image)])
     with serving(image) as url:
         async with qemu_fleet(folder, storage='network_disks = ["nbd://127.0.0.1:*/guest-*"]') as guests:
-            spec = guests.spec(
-                disks=(DiskSpec(path=url, format=Format.RAW),),
-                initrd=guests.boot.initrd_with(WORKER, "virtio_pci", "virtio_blk"),
-                append="console=ttyS0 quiet",
-            )
-            await guests.start("host-a", spec)
-            await anyio.to_thread.run_sync(guests.console("host-a", spec).wait_for, b"DISK-OK", 2)
-            for source, to in (HOSTS, HOSTS[::-1]):
-                report = await guests.move(spec, source, to)
-                await guests.check_moved(spec, report, source, to)
-                console = guests.console(to, spec)
-                done = console.read().count(b"DISK-OK")
-                await anyio.to_thread.run_sync(console.wait_for, b"DISK-OK", done + 2)
-            for host in HOSTS:
-                assert b"DISK-BAD" not in guests.console(host, spec).read()
+            await move_there_and_back(guests, DiskSpec(path=url, format=Format.RAW))
+
+
+async def move_there_and_back(guests: QemuGuests, disk: DiskSpec) -> QemuSpec:
+    """Start a guest that writes and checks this disk, and move it to host-b and back; give it."""
+    spec = guests.spec(
+        disks=(disk,),
+        initrd=guests.boot.initrd_with(WORKER, "virtio_pci", "virtio_blk"),
+        append="console=ttyS0 quiet",
+    )
+    await guests.start("host-a", spec)
+    await anyio.to_thread.run_sync(guests.console("host-a", spec).wait_for, b"DISK-OK", 2)
+    for source, to in (HOSTS, HOSTS[::-1]):
+        report = await guests.move(spec, source, to)
+        await guests.check_moved(spec, report, source, to)
+        console = guests.console(to, spec)
+        done = console.read().count(b"DISK-OK")
+        await anyio.to_thread.run_sync(console.wait_for, b"DISK-OK", done + 2)
+    for host in HOSTS:
+        assert b"DISK-BAD" not in guests.console(host, spec).read()
+    return spec
 
 
 def listed(folder: Path) -> list[Path]:

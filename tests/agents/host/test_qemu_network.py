@@ -162,13 +162,13 @@ async def test_a_ping_goes_on_through_a_move_between_two_hosts(folder: Path) -> 
                 report = await guests.move(spec, source, to)
                 await guests.check_moved(spec, report, source, to)
                 # A fast machine moves it three times within two seconds.
-                await anyio.sleep(0.5)
+                await anyio.sleep(1)
         said = await run_sync(log.read_text)
         answers = [float(stamp) for stamp in re.findall(r"^\[([\d.]+)\] \d+ bytes from", said, re.MULTILINE)]
         asked = re.search(r"(\d+) packets transmitted, (\d+) received", said)
         assert asked is not None, said[-500:]
         lost = int(asked[1]) - int(asked[2])
-        assert int(asked[2]) > 150
+        assert int(asked[2]) > 200
         # A downtime of some 20 ms costs one ping in 20 ms, or none; a switch that was not told would cost minutes.
         assert lost <= 15, asked[0]
         assert max(later - earlier for earlier, later in pairwise(answers)) < 0.5

@@ -7,17 +7,33 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Final, Protocol
 
-from migrate.errors import StorageFailed
+import anyio
+
+from migrate.errors import NotRecorded, StorageFailed
 from migrate.ownership import Ownership
 
-__all__ = ["CALLS", "GUEST", "Interrupted", "Records", "record", "take_over"]
+__all__ = [
+    "CALLS",
+    "GUEST",
+    "OUTCOMES",
+    "Interrupted",
+    "Records",
+    "both_ask",
+    "mistakes",
+    "outcome_of",
+    "record",
+    "take_over",
+]
 
 GUEST: Final = "g-1"
+# Of a claim that something failed in.
+OUTCOMES: Final = ("claimed", "refused", "unknown", "not begun")
 # Those calls of `os` that go to a storage server.
 CALLS: Final = frozenset(
     {"open", "read", "write", "fsync", "fstat", "link", "listdir", "lstat", "mkdir", "stat", "unlink"}
@@ -90,3 +106,44 @@ async def take_over(storage: Records, directory: str) -> tuple[Ownership | None,
         else:
             believed = found if number == 2 else believed
     return believed, failures
+
+
+async def both_ask(wanted: Mapping[str, tuple[Records, str]], generation: int) -> dict[str, Ownership]:
+    """Have hosts ask for one generation at once, each in its records and directory; give what each is told."""
+    standing: dict[str, Ownership] = {}
+
+    async def ask(host: str, records: Records, directory: str) -> None:
+        standing[host] = await records.claim(directory, record(generation, host))
+
+    async with anyio.create_task_group() as tasks:
+        for host, (records, directory) in wanted.items():
+            tasks.start_soon(ask, host, records, directory)
+    return standing
+
+
+def outcome_of(believed: Ownership | None, failures: list[str]) -> str:
+    """Say which of OUTCOMES a taking-over had."""
+    if f"2 {NotRecorded.__name__}" in failures:
+        return "refused"
+    if any(failure.startswith("2 ") for failure in failures):
+        return "unknown"
+    return "claimed" if believed is not None else "not begun"
+
+
+def mistakes(
+    believed: Ownership | None, failures: list[str], standing: Mapping[str, Ownership], folder: Path
+) -> list[str]:
+    """Say what is not as it must be when both hosts have asked again; `folder` is the server's own."""
+    found = []
+    # A word that the guest runs may come late, and is of the same owner.
+    owners = {one.owner for one in standing.values()}
+    if len(owners) != 1:
+        found.append(f"several owners: {failures} {standing}")
+    if believed is not None and believed.owner not in owners:
+        found.append(f"another owner than was believed: {believed} {failures} {standing}")
+    if outcome_of(believed, failures) == "refused":
+        # It was told so before the source had asked for anything: nothing of it may stand.
+        names = sorted(path.name for path in folder.rglob(f"{GUEST}.*"))
+        if len(names) != 2:
+            found.append(f"refused, and recorded all the same: {names}")
+    return found

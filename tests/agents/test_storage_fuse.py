@@ -24,12 +24,20 @@ from anyio.to_thread import run_sync
 from agents.ownership import fileops
 from agents.ownership.files import OWNERSHIP_DIR, FileRecords
 from agents.storage import SharedDirs
-from migrate.errors import NotRecorded
 from migrate.ownership import Ownership
 from migrate.phases import Phase
 from tests.agents.host.fleet import HOSTS, Fleet, report_of, running_fleet, scratch_folder
 from tests.agents.host.test_killed import is_running
-from tests.agents.takeover import GUEST, Interrupted, record, take_over
+from tests.agents.takeover import (
+    GUEST,
+    OUTCOMES,
+    Interrupted,
+    both_ask,
+    mistakes,
+    outcome_of,
+    record,
+    take_over,
+)
 
 # What takes its time is the file system's.
 pytestmark = [
@@ -138,7 +146,7 @@ async def test_a_server_that_fails_at_any_operation_of_a_claim_makes_one_owner(
         await other.claim(others, record(1, "host-a"))
         monkeypatch.setattr(fileops, "os", quiet)
         assert await take_over(SharedDirs([server.mounted]), directory) == (record(2, "host-b"), [])
-        counts = {"claimed": 0, "refused": 0, "unknown": 0, "not begun": 0}
+        counts = dict.fromkeys(OUTCOMES, 0)
         for at in range(len(quiet.calls)):
             monkeypatch.setattr(fileops, "os", os)
             shutil.rmtree(others)
@@ -154,33 +162,9 @@ async def test_a_server_that_fails_at_any_operation_of_a_claim_makes_one_owner(
             await run_sync(server.heal)
             # The source asks at the same time as the destination asks again; what hung may come in between.
             wanted = {"host-a": (other, others), "host-b": (SharedDirs([server.mounted]), directory)}
-            standing: dict[str, Ownership] = {}
-
-            async def ask(
-                host: str,
-                wanted: dict[str, tuple[SharedDirs, str]] = wanted,
-                to: dict[str, Ownership] = standing,
-            ) -> None:
-                its, at = wanted[host]
-                to[host] = await its.claim(at, record(2, host))
-
-            async with anyio.create_task_group() as tasks:
-                for host in wanted:
-                    tasks.start_soon(ask, host)
-            # A word that the guest runs may come late, and is of the same owner.
-            owners = {found.owner for found in standing.values()}
-            assert len(owners) == 1, (at, failures, standing)
-            if believed is not None:
-                assert believed.owner in owners, (at, failures, standing)
-            if f"2 {NotRecorded.__name__}" in failures:
-                # It was told so before the source had asked for anything: nothing of it may stand.
-                names = sorted(path.name for path in server.backing.rglob(f"{GUEST}.*"))
-                assert len(names) == 2, (at, names)
-                counts["refused"] += 1
-            elif any(failure.startswith("2 ") for failure in failures):
-                counts["unknown"] += 1
-            else:
-                counts["claimed" if believed is not None else "not begun"] += 1
+            standing = await both_ask(wanted, 2)
+            assert mistakes(believed, failures, standing, server.backing) == [], at
+            counts[outcome_of(believed, failures)] += 1
             latest = [await its.latest(at, GUEST) for its, at in wanted.values()]
             assert latest[0] == latest[1]
         assert counts["not begun"] > 0

@@ -25,9 +25,8 @@ import anyio
 from agents.ownership import fileops
 from agents.ownership.files import OWNERSHIP_DIR, FileRecords
 from agents.ownership.threads import StorageThreads
-from migrate.errors import NotRecorded
 from migrate.ownership import Ownership
-from tests.agents.takeover import GUEST, Interrupted, record, take_over
+from tests.agents.takeover import OUTCOMES, Interrupted, both_ask, mistakes, outcome_of, record, take_over
 
 EXPORT: Final = Path("/srv/export")
 # The source's host, and the destination's twice: its calls fail after some tenths of a second, or wait for the server.
@@ -107,18 +106,12 @@ def records_at(mount: Path, timeout_s: float = TIMEOUT_S) -> FileRecords:
 
 
 async def both_claim(folder: str, generation: int, mount: Path) -> dict[str, Ownership]:
-    """Have both hosts ask for one generation at once."""
-    standing: dict[str, Ownership] = {}
-
-    async def ask(host: str, where: Path) -> None:
-        standing[host] = await records_at(where, 20.0).claim(
-            str(where / folder / OWNERSHIP_DIR), record(generation, host)
-        )
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(ask, "host-a", SOURCE)
-        tasks.start_soon(ask, "host-b", mount)
-    return standing
+    """Have the hosts of both mounts ask for one generation at once, with the patience that agents have."""
+    places = {"host-a": SOURCE, "host-b": mount}
+    return await both_ask(
+        {host: (records_at(at, 20.0), str(at / folder / OWNERSHIP_DIR)) for host, at in places.items()},
+        generation,
+    )
 
 
 async def race() -> dict[str, object]:
@@ -139,7 +132,7 @@ class Trials:
     def __init__(self, fault: Fault) -> None:
         self.fault = fault
         self.mount = HARD if fault is Fault.HANGS else SOFT
-        self.counts = {"claimed": 0, "refused": 0, "unknown": 0, "not begun": 0}
+        self.counts = dict.fromkeys(OUTCOMES, 0)
         self.errors: set[str] = set()
         self.wrong: list[str] = []
 
@@ -170,7 +163,9 @@ class Trials:
         standing = await both_claim(folder, 2, self.mount)
         if at >= 0:
             self.errors |= interrupted.errors
-            self._judge(EXPORT / folder, at, believed, failures, standing)
+            wrong = mistakes(believed, failures, standing, EXPORT / folder)
+            self.wrong += [f"operation {at}: {one}" for one in wrong]
+            self.counts[outcome_of(believed, failures)] += 1
         elif (believed, failures) != (record(2, "host-b"), []):
             self.wrong.append(f"without a fault: {believed} {failures}")
         return interrupted
@@ -183,29 +178,6 @@ class Trials:
             if self.fault is Fault.RESTARTS
             else partial(fail_over_to_a_copy, folder / OWNERSHIP_DIR)
         )
-
-    def _judge(
-        self,
-        folder: Path,
-        at: int,
-        believed: Ownership | None,
-        failures: list[str],
-        standing: dict[str, Ownership],
-    ) -> None:
-        owners = {found.owner for found in standing.values()}
-        said = f"operation {at}: {believed} {failures} {standing}"
-        if len(owners) != 1 or (believed is not None and believed.owner not in owners):
-            self.wrong.append(said)
-        if f"2 {NotRecorded.__name__}" in failures:
-            # It was told so before the source had asked for anything: nothing of it may stand.
-            names = [path.name for path in folder.rglob(f"{GUEST}.*")]
-            if len(names) != 2:
-                self.wrong.append(f"{said} {names}")
-            self.counts["refused"] += 1
-        elif any(failure.startswith("2 ") for failure in failures):
-            self.counts["unknown"] += 1
-        else:
-            self.counts["claimed" if believed is not None else "not begun"] += 1
 
 
 async def main(every: int) -> None:

@@ -2,6 +2,9 @@
 
 Law: only what every package's tests need. A fixture of one package lives in that package's folder.
 
+The cases of a test with real machines take seconds each. Where it is marked `dealt`, its cases are dealt out: the first
+runs on asyncio, the second on trio, and so on; a test of one case runs on both.
+
 A test that skips because something is missing that can be installed or granted says so, beginning with "needs". Where
 `VMFERRY_NEEDS=must` is set, as CI does, such a skip is a failure.
 
@@ -22,6 +25,7 @@ import pytest
 MAX_REPEATED_TESTS: Final = 3
 # What these find once in a hundred runs is what they are for.
 NEVER_REPEATED: Final = ("tests/reliability/", "tests/model/", "tests/sim/", "tests/fuzz/", "tests/nfs/")
+LOOPS: Final = ("asyncio", "trio")
 NEEDS_MUST_BE_MET: Final = os.environ.get("VMFERRY_NEEDS") == "must"
 
 
@@ -38,11 +42,34 @@ def pytest_runtest_makereport(
     return report
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let no second run hide what proves that nothing is lost."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Let no second run hide what proves that nothing is lost, and deal out the cases of tests that ask for it."""
     for item in items:
         if item.nodeid.startswith(NEVER_REPEATED):
             item.add_marker(pytest.mark.flaky(reruns=0))
+    left_out = _left_out(items)
+    if left_out:
+        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+        items[:] = [item for item in items if item not in left_out]
+
+
+def _left_out(items: list[pytest.Item]) -> set[pytest.Item]:
+    """Of tests that are dealt out, the cases that are another loop's turn. One asked for by its name alone stays."""
+    cases: dict[str, dict[str, dict[str, pytest.Item]]] = {}
+    for item in items:
+        if isinstance(item, pytest.Function) and item.get_closest_marker("dealt"):
+            loop = next(name for name in item.callspec.id.split("-") if name in LOOPS)
+            case = "-".join(part for part in item.callspec.id.split("-") if part != loop)
+            cases.setdefault(item.nodeid.partition("[")[0], {}).setdefault(case, {})[loop] = item
+    return {
+        loops[loop]
+        for of_one_test in cases.values()
+        if len(of_one_test) > 1
+        for number, loops in enumerate(of_one_test.values())
+        if len(loops) > 1
+        for loop in LOOPS
+        if loop != LOOPS[number % len(LOOPS)]
+    }
 
 
 def _repeated(config: pytest.Config) -> list[pytest.TestReport]:

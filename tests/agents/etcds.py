@@ -7,7 +7,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from agents.ownership.gateway import EtcdPlace
 from tests.agents.host.fleet import free_port
 from tests.agents.parted import Networks
 from tests.transport.certificates import Files
+from tests.waiting import until_blocking
 
 __all__ = [
     "Cluster",
@@ -79,13 +79,15 @@ def running_etcd(folder: Path, tls: Files | None = None) -> Iterator[Etcd]:
 
 
 def _await_port(port: int, process: subprocess.Popen[bytes]) -> None:
-    ends = time.monotonic() + STARTS_WITHIN_S
-    while time.monotonic() < ends and process.poll() is None:
-        # It listens only when it has a leader.
+    def serves() -> bool:
+        if process.poll() is not None:
+            raise AssertionError(f"etcd ended with {process.returncode}")
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return
-        time.sleep(0.02)
-    raise AssertionError("etcd did not start")
+            return True
+        return False
+
+    # It listens only when it has a leader.
+    until_blocking(serves, "an etcd that serves", within_s=STARTS_WITHIN_S)
 
 
 @dataclass(kw_only=True)
@@ -124,6 +126,14 @@ class Member:
             raise AssertionError(f"{self.name} is down")
         self.process.send_signal(number)
 
+    def answers(self) -> bool:
+        """Tell whether it answers a linearizable read."""
+        try:
+            self.ask("/v3/kv/range", {"key": "AA=="})
+        except httpx.HTTPError:
+            return False
+        return True
+
     def ask(self, path: str, question: dict[str, object]) -> dict[str, object]:
         """Ask this member alone. Raises httpx.HTTPError."""
         answer = httpx.post(f"{self.url}{path}", json=question, timeout=2.0, trust_env=False)
@@ -147,8 +157,8 @@ class Cluster:
 
     def leader(self) -> Member:
         """Whom a majority follows now."""
-        ends = time.monotonic() + STARTS_WITHIN_S
-        while time.monotonic() < ends:
+
+        def elected() -> Member | None:
             for member in self.members:
                 if member.process is None or member.is_frozen:
                     continue
@@ -156,8 +166,9 @@ class Cluster:
                     told = member.ask("/v3/maintenance/status", {})
                     if told.get("leader") == told["header"]["member_id"]:  # type: ignore[index]
                         return member
-            time.sleep(0.02)
-        raise AssertionError("no leader was elected")
+            return None
+
+        return until_blocking(elected, "an elected leader", within_s=STARTS_WITHIN_S)
 
     def followers(self) -> list[Member]:
         leader = self.leader()
@@ -178,16 +189,8 @@ class Cluster:
                 member.start()
             elif member.is_frozen:
                 member.thaw()
-        ends = time.monotonic() + STARTS_WITHIN_S
         for member in self.members:
-            while True:
-                try:
-                    member.ask("/v3/kv/range", {"key": "AA=="})
-                    break
-                except httpx.HTTPError as exc:
-                    if time.monotonic() > ends:
-                        raise AssertionError(f"{member.name} does not answer") from exc
-                    time.sleep(0.02)
+            until_blocking(member.answers, f"an answer of {member.name}", within_s=STARTS_WITHIN_S)
 
 
 @contextmanager

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from tests.agents.host.fleet import free_port
+from tests.waiting import until_blocking
 
 __all__ = ["serving"]
 
@@ -42,8 +42,10 @@ def serving(image: Path, *options: str, export: str = "guest-1", clients: int = 
 def _wait_until_it_listens(port: int, server: subprocess.Popen[bytes]) -> None:
     # By its listening socket: a client that connects may be the only one that it takes.
     wanted = f" 0100007F:{port:04X} 00000000:0000 0A "
-    deadline_s = time.monotonic() + 10
-    while wanted not in Path("/proc/net/tcp").read_text():
-        if server.poll() is not None or time.monotonic() > deadline_s:
-            raise AssertionError("qemu-nbd does not serve")
-        time.sleep(0.01)
+
+    def listens() -> bool:
+        if server.poll() is not None:
+            raise AssertionError(f"qemu-nbd ended with {server.returncode}")
+        return wanted in Path("/proc/net/tcp").read_text()
+
+    until_blocking(listens, "a qemu-nbd that serves")

@@ -33,8 +33,7 @@ from tests.agents.host.fleet import running_fleet, scratch_folder
 pytestmark = [
     pytest.mark.anyio,
     pytest.mark.slow,
-    # An election takes seconds, and waits of both loops are tried by the tests of one etcd.
-    pytest.mark.parametrize("anyio_backend", ["asyncio"]),
+    pytest.mark.dealt,
 ]
 
 

@@ -26,11 +26,12 @@ from tests.agents.claims import (
 from tests.agents.etcds import MEMBERS, Cluster, Member, running_cluster
 from tests.agents.host.fleet import report_of, running_fleet, scratch_folder
 from tests.agents.parted import networks_of
+from tests.waiting import until
 
 pytestmark = [
     pytest.mark.anyio,
     pytest.mark.slow,
-    pytest.mark.parametrize("anyio_backend", ["asyncio"]),
+    pytest.mark.dealt,
 ]
 
 
@@ -155,7 +156,7 @@ async def test_a_destination_in_the_lone_half_does_not_run_what_it_could_not_cla
             assert (report.phase, report.runs_on) == (Phase.ROLLED_BACK, "host-a"), report.error
             await run_sync(cluster.heal)
             # The destination's claim has lost, and its machine goes as soon as it knows that.
-            with anyio.fail_after(30):
-                while fleet.machines("host-b"):  # noqa: ASYNC110 - what is waited for is a process
-                    await anyio.sleep(0.05)
+            await until(
+                lambda: not fleet.machines("host-b"), "the end of the destination's machine", within_s=30
+            )
             await fleet.check_runs_only_at("host-a", guest)

@@ -10,7 +10,6 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,15 +37,16 @@ from tests.agents.takeover import (
     record,
     take_over,
 )
+from tests.waiting import LOOK_EVERY_S, delay, looks, until, until_blocking
 
-# What takes its time is the file system's.
 pytestmark = [
     pytest.mark.anyio,
     pytest.mark.slow,
-    pytest.mark.parametrize("anyio_backend", ["asyncio"]),
+    pytest.mark.dealt,
 ]
 
 MOUNTS_WITHIN_S = 10.0
+DOWN_S = 2.0
 # For each call, where agents have 20 s.
 TIMEOUT_S = 0.5
 
@@ -76,11 +76,7 @@ class Server:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        ends = time.monotonic() + MOUNTS_WITHIN_S
-        while not self.mounted.is_mount():
-            if time.monotonic() > ends or self.process.poll() is not None:
-                raise AssertionError("bindfs did not mount")
-            time.sleep(0.005)
+        until_blocking(self.mounted.is_mount, "a mount by bindfs", within_s=MOUNTS_WITHIN_S)
 
     def kill(self) -> None:
         """End it without warning: what it showed says ENOTCONN from now on."""
@@ -204,15 +200,14 @@ async def test_a_move_whose_storage_server_fails_at_the_claim_leaves_exactly_one
 
                 async def heal() -> None:
                     await failed.wait()
-                    await anyio.sleep(2)
+                    await delay(DOWN_S)
                     await run_sync(server.heal)
                     healed.set()
 
                 async def look() -> None:
                     nonlocal most
-                    while True:
+                    async for _ in looks(LOOK_EVERY_S):
                         most = max(most, sum(is_running(fleet, host, guest) for host in HOSTS))
-                        await anyio.sleep(0.02)
 
                 tasks.start_soon(heal)
                 tasks.start_soon(look)
@@ -220,9 +215,7 @@ async def test_a_move_whose_storage_server_fails_at_the_claim_leaves_exactly_one
                 report = report_of(await fleet.follow("host-a", job))
                 # Whoever is in doubt asks again every 5 s.
                 await healed.wait()
-                with anyio.fail_after(30):
-                    while not is_settled(fleet, guest):  # noqa: ASYNC110 - by agents, with a file system between
-                        await anyio.sleep(0.1)
+                await until(lambda: is_settled(fleet, guest), "one copy that runs", within_s=30)
                 home = next(host for host in HOSTS if is_running(fleet, host, guest))
                 await fleet.check_runs_only_at(home, guest)
                 assert most == 1

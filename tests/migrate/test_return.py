@@ -138,8 +138,8 @@ async def test_an_offline_move_waits_for_the_link() -> None:
 
     async def mend() -> None:
         await stands.wait()
-        await anyio.sleep(0.1)
         assert world.sender is not None
+        await world.sender.stands.wait()
         world.sender.go_on()
 
     world.watchers["a"].at_phase[Phase.STOP] = stop

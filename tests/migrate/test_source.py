@@ -16,6 +16,7 @@ from migrate.ownership import Ownership, next_generation
 from migrate.phases import Phase
 from migrate.plan import OnTimeout, Policy
 from tests.migrate.world import FACTS, World
+from tests.waiting import delay
 
 pytestmark = pytest.mark.anyio
 
@@ -355,7 +356,7 @@ async def test_a_guest_that_is_being_given_back_when_the_link_fails_keeps_its_co
         if wanted.owner == "a":
             world.link_is_down.set()
             # Longer than the source waits before it looks, and then within its attempts or after all of them.
-            await anyio.sleep(0.2 if comes_back else 1.0)
+            await delay(0.2 if comes_back else 1.0)
             if not comes_back:
                 raise StorageFailed("the storage is gone")
         return await claim(directory, wanted)

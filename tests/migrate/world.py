@@ -55,6 +55,7 @@ from migrate.source import OutgoingMigration
 from migrate.source_ports import SourcePorts, SourceSettings
 from migrate.stats import Progress, Report, RoundStats
 from tests.faults import Fuse, fused_stream_pair
+from tests.waiting import delay
 from transport.credit import Backoff
 from transport.errors import PeerGone
 from transport.producer import NOT_YET
@@ -481,6 +482,8 @@ class InMemorySender:
         self._more = anyio.Event()
         self._well = anyio.Event()
         self._well.set()
+        # Somebody waits for a link that stalls.
+        self.stands = anyio.Event()
 
     async def send_all(self, producer: PayloadProducer, *, payloads: int | None = None) -> None:
         while size := producer(self._buffer):
@@ -488,6 +491,8 @@ class InMemorySender:
                 await self._more.wait()
                 self._more = anyio.Event()
                 continue
+            if not self._well.is_set():
+                self.stands.set()
             await self._well.wait()
             if self._fuse.count():
                 self.link_breaks += 1
@@ -498,7 +503,7 @@ class InMemorySender:
             self._consumer(self._buffer[:size])
             self.wire_bytes += size
             self.acked_payload_bytes += size
-            await anyio.sleep(size / self._bytes_per_s if self._bytes_per_s else 0)
+            await delay(size / self._bytes_per_s if self._bytes_per_s else 0)
 
     def stall(self) -> None:
         """From now on nothing arrives: what is under way is lost with whoever gives up waiting."""

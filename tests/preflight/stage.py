@@ -91,9 +91,13 @@ class Stage:
 
 @dataclass(slots=True)
 class Build:
-    """Makes the hosts of a case in `folder`, once. `check_s` is what the last check took, without measuring."""
+    """Makes the hosts of a case in `folder`, once. `check_s` is what the last check took, without measuring.
+
+    Agents that are processes have that event loop; the others are in this process, and on its own.
+    """
 
     folder: Path
+    event_loop: str = "asyncio"
     check_s: float = 0.0
 
     @asynccontextmanager
@@ -104,7 +108,7 @@ class Build:
         settings = {"limits": 'outage = "60s"', **settings}
         async with AsyncExitStack() as stack:
             if "prefixes" in settings:  # processes, whose commands begin so
-                agents = running_processes(folder, "asyncio", **settings)  # type: ignore[arg-type]
+                agents = running_processes(folder, self.event_loop, **settings)  # type: ignore[arg-type]
                 fleet = stack.enter_context(agents).fleet
             else:
                 fleet = await stack.enter_async_context(running_fleet(folder, **settings))  # type: ignore[arg-type]

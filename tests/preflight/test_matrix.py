@@ -13,13 +13,12 @@ from tests.preflight.stage import Build
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
-# Once is enough: what is proved is what the checks say, and both loops run them in the tests of the agents.
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.dealt
 @pytest.mark.parametrize("case", all_cases(), ids=lambda case: f"{case.area}: {case.name}")
 async def test_a_case_gives_the_findings_that_it_must(case: Case, anyio_backend_name: str) -> None:
     with scratch_folder() as folder:
         try:
-            report = await case.play(Build(folder))
+            report = await case.play(Build(folder, anyio_backend_name))
         except NotHere as exc:
             pytest.skip(str(exc))
     outcome = Outcome.of(report)

@@ -7,10 +7,10 @@ import time
 from enum import StrEnum
 from typing import Final
 
-import anyio
 from anyio.to_thread import run_sync
 
 from tests.reliability.stage import Kind, Stage, Tally, stage
+from tests.waiting import LOOK_EVERY_S, looks
 
 __all__ = ["Role", "try_kills"]
 
@@ -67,8 +67,9 @@ async def _kill_at(place: Stage, role: Role, number: int) -> str | None:
 async def _dies(place: Stage, process: subprocess.Popen[bytes]) -> bool:
     """Wait for an agent's death, and a while after the move has ended: that is when the last entries are written."""
     deadline_s = time.monotonic() + DIES_WITHIN_S
-    while process.poll() is None and time.monotonic() < deadline_s:
+    async for _ in looks(LOOK_EVERY_S):
+        if process.poll() is not None or time.monotonic() >= deadline_s:
+            break
         if await place.rests(place.home):
             deadline_s = min(deadline_s, time.monotonic() + DIES_AFTER_S)
-        await anyio.sleep(0.02)
     return process.poll() is not None

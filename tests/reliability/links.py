@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Final
 
-import anyio
-
 from tests.agents.host.network import Network
 from tests.reliability.stage import Kind, Stage, Tally, stage
+from tests.waiting import delay, looks
 
 __all__ = ["LAST_PIECES", "try_black_holes", "try_cuts"]
 
@@ -55,10 +54,11 @@ async def _at_each_piece(kind: Kind, event_loop: str, every: int, last: int, mov
 
 async def _swallow(place: Stage) -> None:
     network, source = place.networks[place.away], place.home
-    while not network.is_stalled and not await place.rests(source):  # noqa: ASYNC110 - two things to wait for, one of them in another process
-        await anyio.sleep(0.01)
+    async for _ in looks(0.01):
+        if network.is_stalled or await place.rests(source):
+            break
     if network.is_stalled:
-        await anyio.sleep(SWALLOWED_S)
+        await delay(SWALLOWED_S)
         network.mend()
 
 

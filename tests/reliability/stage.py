@@ -31,13 +31,13 @@ from tests.agents.host.fleet import HOSTS, Fleet, scratch_folder
 from tests.agents.host.network import FRONTS, Network, networks
 from tests.agents.host.processes import Processes, running_processes
 from tests.agents.host.qemu_guests import QemuGuests, qemu_processes
+from tests.waiting import LOOK_EVERY_S, looks
 from transport.errors import TransportError
 
 __all__ = ["Kind", "Stage", "Tally", "stage"]
 
 # How long a guest may take to run again somewhere, and its other copy to be gone, when all faults are over.
 SETTLES_WITHIN_S: Final = 120.0
-LOOK_EVERY_S: Final = 0.02
 LIMITS: Final = 'outage = "6s"\ndead_peer = "1s"\nconnections = 2\nwindow = "{window}"'
 
 
@@ -163,7 +163,7 @@ class Stage:
 
     async def _look_for_two(self) -> None:
         one, other = HOSTS
-        while True:
+        async for _ in looks(LOOK_EVERY_S):
             # It ran at one end before and after it was seen to run at the other: both at once.
             if (
                 await self.guest.runs(one)
@@ -172,7 +172,6 @@ class Stage:
                 and await self.guest.runs(other)
             ):
                 self._was_doubled = True
-            await anyio.sleep(LOOK_EVERY_S)
 
     async def _count(self) -> None:
         tally, source = self.tally, self.home
@@ -205,20 +204,22 @@ class Stage:
     async def _ended(self, host: str) -> JobView | None:
         """Wait until a host does nothing more with the guest; give its last job, if it ever had one."""
         with anyio.move_on_after(SETTLES_WITHIN_S):
-            while not await self.rests(host):  # noqa: ASYNC110 - what is waited for is in another process
-                await anyio.sleep(LOOK_EVERY_S)
+            async for _ in looks(LOOK_EVERY_S):
+                if await self.rests(host):
+                    break
         views = await self._jobs(host)
         return views[-1] if views else None
 
     async def _settled(self) -> list[str]:
         """Wait until one copy runs and there is no other machine; give where it runs, whatever there is in the end."""
         deadline_s = time.monotonic() + SETTLES_WITHIN_S
-        while True:
+        homes: list[str] = []
+        async for _ in looks(LOOK_EVERY_S):
             homes = [host for host in HOSTS if await self.guest.runs(host)]
             machines = [host for host in HOSTS if self.guest.has_machine(host)]
             if (len(homes) == 1 and machines == homes) or time.monotonic() > deadline_s:
-                return homes
-            await anyio.sleep(LOOK_EVERY_S)
+                break
+        return homes
 
 
 def _differs(report: Report | None) -> bool:

@@ -337,7 +337,7 @@ async def test_a_held_bundle_sends_nothing_until_it_is_let_go() -> None:
     async with ends(seen, bandwidth_bytes_per_s=0) as both:
 
         async def let_go() -> None:
-            await anyio.sleep(0.03)
+            await anyio.wait_all_tasks_blocked()
             assert seen.numbers == []
             both.sender.set_bandwidth(None)
 
@@ -349,7 +349,7 @@ async def test_a_held_bundle_sends_nothing_until_it_is_let_go() -> None:
 async def test_two_rounds_at_once_are_a_bug_of_the_caller() -> None:
     async with ends(Seen(), bandwidth_bytes_per_s=0) as both, anyio.create_task_group() as round_tasks:
         round_tasks.start_soon(both.sender.send_all, Numbers(until=1))
-        await anyio.sleep(0.01)
+        await anyio.wait_all_tasks_blocked()
         with pytest.raises(LocalMisuse):
             await both.sender.send_all(Numbers(until=1))
         with pytest.raises(LocalMisuse):

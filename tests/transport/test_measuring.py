@@ -13,6 +13,7 @@ import anyio
 import anyio.to_thread
 import pytest
 
+from tests.waiting import delay_blocking
 from transport import limits
 from transport.bundle import ReceiveBundle
 from transport.errors import PeerGone, PeerMisbehaved
@@ -75,7 +76,7 @@ async def test_the_figure_is_what_was_acknowledged_in_the_time() -> None:
 
 async def test_a_link_that_is_slower_than_one_page_batch_a_second_has_a_figure() -> None:
     def slowly(payload: memoryview) -> None:
-        time.sleep(len(payload) / (200 * limits.KIB))
+        delay_blocking(len(payload) / (200 * limits.KIB))
 
     async with far_end(slowly, connections=1) as far:
         measured = await measure(

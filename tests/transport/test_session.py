@@ -13,6 +13,7 @@ import anyio.lowlevel
 import pytest
 
 from tests.faults import Fuse, fused_stream_pair
+from tests.waiting import delay
 from transport.credit import Backoff
 from transport.errors import BadMessage, LocalMisuse, PeerGone, PeerMisbehaved, PeerRefused, SessionForgotten
 from transport.schema import Schema
@@ -460,7 +461,7 @@ async def test_a_server_that_works_long_is_not_taken_for_dead(monkeypatch: pytes
     monkeypatch.setattr("transport.limits.WORKING_EVERY_S", 0.01)
 
     async def slowly(request: object) -> object:
-        await anyio.sleep(0.6)
+        await delay(0.6)
         return Sum(total=1)
 
     async with world(slowly) as here:

@@ -33,6 +33,7 @@ from agents.revocation import revoke
 from migrate.phases import Phase
 from migrate.stats import Report
 from tests.transport.certificates import Authority
+from tests.waiting import until
 from transport.dial import connect, peer_serial
 from transport.tls import Identity, Role, client_context
 from transport.wire import MessageChannel
@@ -276,14 +277,14 @@ dir = "{self.guests_dir(host)}"
 
     async def job_at(self, host: str, guest_id: str) -> JobView:
         """Wait until an agent has a job of this guest; give the latest one."""
-        with anyio.fail_after(30):
-            while True:
-                listed = await self.ask(host, ListJobs())
-                if not isinstance(listed, JobList):
-                    raise AssertionError(listed)
-                if jobs := [job for job in listed.jobs if job.guest_id == guest_id]:
-                    return jobs[-1]
-                await anyio.sleep(0.02)
+
+        async def jobs() -> list[JobView]:
+            listed = await self.ask(host, ListJobs())
+            if not isinstance(listed, JobList):
+                raise AssertionError(listed)
+            return [job for job in listed.jobs if job.guest_id == guest_id]
+
+        return (await until(jobs, f"a job of {guest_id} at {host}", within_s=30))[-1]
 
     def describe(self, host: str, guest_id: str) -> Description:
         """What the guest's process on a host says of itself."""
@@ -303,11 +304,8 @@ dir = "{self.guests_dir(host)}"
             if other != host and any(guest_id in name for name in self.machines(other)):
                 raise AssertionError(f"a machine of the guest is on {other}")
         before = self.describe(host, guest_id)
-        with anyio.fail_after(10):
-            after = before
-            while after.ticks <= before.ticks:
-                await anyio.sleep(0.01)
-                after = self.describe(host, guest_id)
+        await until(lambda: self.describe(host, guest_id).ticks > before.ticks, "work of the guest")
+        after = self.describe(host, guest_id)
         if (after.state, after.fault, after.errors) != ("running", "", 0):
             raise AssertionError(after)
 

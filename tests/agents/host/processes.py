@@ -18,6 +18,7 @@ from agents.errors import JournalCorrupt
 from agents.journal import read_journal
 from migrate.errors import JournalFailed
 from tests.agents.host.fleet import HOSTS, Fleet, free_port
+from tests.waiting import delay_blocking, until_blocking
 
 START_TIMEOUT_S = 20.0
 PROGRAM = ("-m", "agents.cli")
@@ -46,11 +47,11 @@ class Processes:
 
     def await_line(self, host: str, words: str, timeout_s: float = START_TIMEOUT_S) -> None:
         """Wait until an agent has logged a line with these words."""
-        deadline_s = time.monotonic() + timeout_s
-        while not any(words in str(line) for line in self.lines(host)):
-            if time.monotonic() > deadline_s:
-                raise AssertionError(f"{host} never said {words!r}: {self.log_path(host).read_text()}")
-            time.sleep(0.02)
+        until_blocking(
+            lambda: any(words in str(line) for line in self.lines(host)),
+            lambda: f"{words!r} in the log of {host}: {self.log_path(host).read_text()}",
+            within_s=timeout_s,
+        )
 
     def start(self, *hosts: str) -> None:
         """Start agents, in this order and all at once; they serve when this returns."""
@@ -72,16 +73,18 @@ class Processes:
             self._await_listening(host, seen[host])
 
     def _await_listening(self, host: str, seen: int) -> None:
-        deadline_s = time.monotonic() + START_TIMEOUT_S
-        while time.monotonic() < deadline_s and self.running[host].poll() is None:
+        def serves() -> bool:
+            if self.running[host].poll() is not None:
+                raise AssertionError(self.log_path(host).read_text())
             for line in self.lines(host)[seen:]:
                 if line["event"] == "agent listening":
                     self.fleet.control_ports[host] = int(str(line["control"]))
                     self.fleet.data_ports[host] = int(str(line["data"]))
                     self.fleet.metrics_ports[host] = int(str(line["metrics"]))
-                    return
-            time.sleep(0.02)
-        raise AssertionError(self.log_path(host).read_text())
+                    return True
+            return False
+
+        until_blocking(serves, lambda: self.log_path(host).read_text(), within_s=START_TIMEOUT_S)
 
     def signal(self, host: str, number: signal.Signals) -> None:
         self.running[host].send_signal(number)
@@ -104,7 +107,7 @@ class Processes:
                         is_there.set()
         if not is_there.is_set():
             raise AssertionError(f"{host} never came to {step}")
-        time.sleep(after_s)
+        delay_blocking(after_s)
         self.kill(*HOSTS)
 
     def end(self) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import anyio.to_thread
 
 from tests.agents.host.fleet import Fleet
 from tests.agents.hypervisors.qemu.conftest import QEMU
+from tests.waiting import until_blocking
 
 __all__ = ["ByHand", "started_by_hand"]
 
@@ -68,9 +68,7 @@ class ByHand:
 
         def start() -> None:
             self._helpers.append(subprocess.Popen(argv))
-            ends_s = time.monotonic() + _STARTED_S
-            while not socket.exists() and time.monotonic() < ends_s:
-                time.sleep(0.02)
+            until_blocking(socket.exists, f"the socket of {argv[0]}", within_s=_STARTED_S)
 
         await anyio.to_thread.run_sync(start)
 

@@ -33,6 +33,7 @@ from migrate.phases import Phase
 from migrate.plan import OnTimeout
 from migrate.preflight import Severity
 from tests.agents.host.fleet import HOSTS, NOISE, SLOW, Fleet, in_precopy, report_of, running_fleet
+from tests.waiting import delay
 
 # What a machine that runs tests may well be found to be.
 BUSY = {"load", "pressure", "swap"}
@@ -78,7 +79,7 @@ async def test_who_asks_a_restarted_agent_at_once_is_told_of_the_attempt_that_go
     at_once = Outgoing.go_on
 
     async def after_a_while(self: Outgoing, order: Order) -> Job | None:
-        await anyio.sleep(0.3)  # as where a hypervisor takes its time to say which guests it has
+        await delay(0.3)  # as where a hypervisor takes its time to say which guests it has
         return await at_once(self, order)
 
     monkeypatch.setattr(Outgoing, "go_on", after_a_while)

@@ -25,6 +25,7 @@ from agents.metrics import AgentMetrics
 from agents.revocation import read_list, revoke
 from migrate.phases import Phase
 from tests.agents.host.fleet import NOISE, SLOW, Fleet, in_precopy, report_of, running_fleet
+from tests.waiting import until
 from transport.errors import PeerGone, UntrustedPeer
 
 pytestmark = pytest.mark.anyio
@@ -146,13 +147,15 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def until_refused(fleet: Fleet, host: str) -> UntrustedPeer:
-    with anyio.fail_after(10):
-        while True:
-            try:
-                await fleet.ask(host, GetHost())
-            except UntrustedPeer as exc:
-                return exc
-            await anyio.sleep(0.02)
+
+    async def refused() -> UntrustedPeer | None:
+        try:
+            await fleet.ask(host, GetHost())
+        except UntrustedPeer as exc:
+            return exc
+        return None
+
+    return await until(refused, f"a refusal by {host}")
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from migrate.forecast import Basis, PastMove
 from migrate.phases import Phase
 from tests.agents.host.fleet import NOISE, SLOW, Fleet, in_precopy, running_fleet, scratch_folder
 from tests.agents.host.qemu_guests import vm_flags
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -40,12 +41,12 @@ async def listed(fleet: Fleet, host: str = "host-a", guest: str = "") -> Predict
 
 async def ended(fleet: Fleet, moves: int = 1) -> tuple[PastMove, ...]:
     """Wait until so many outcomes are kept: that is after watchers hear of the end."""
-    with anyio.fail_after(10):
-        while True:
-            found = (await listed(fleet)).moves
-            if sum(one.outcome is not None for one in found) >= moves:
-                return found
-            await anyio.sleep(0.01)
+
+    async def kept() -> tuple[PastMove, ...]:
+        found = (await listed(fleet)).moves
+        return found if sum(one.outcome is not None for one in found) >= moves else ()
+
+    return await until(kept, "the outcome of a move")
 
 
 def pid_of(fleet: Fleet, spec: EmbeddedSpec) -> int:
@@ -133,12 +134,10 @@ async def test_a_move_ends_a_probe_that_is_under_way_and_is_made() -> None:
 
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(ask)
-                with anyio.fail_after(10):
-                    while True:
-                        # The guest keeps the word of its last log: in this test it is the first one.
-                        if fleet.describe("host-a", spec.guest_id).tracking != "none":
-                            break
-                        await anyio.sleep(0.01)
+                # The guest keeps the word of its last log: in this test it is the first one.
+                await until(
+                    lambda: fleet.describe("host-a", spec.guest_id).tracking != "none", "its dirty log"
+                )
                 began_s = anyio.current_time()
                 view = await fleet.move(spec.guest_id, "host-a", "host-b")
                 assert view.phase is Phase.COMPLETE

@@ -28,6 +28,7 @@ from migrate.ownership import Ownership
 from tests.agents.host.conftest import AgentLog
 from tests.agents.host.fleet import Fleet, running_fleet
 from tests.agents.host.processes import Processes, running_processes
+from tests.waiting import delay, until
 from transport.bundle import SendBundle
 from transport.credit import Backoff
 from transport.dial import connect
@@ -149,8 +150,7 @@ async def test_garbage_on_every_port_ends_no_agent_and_fills_no_memory(
         assert any(line["event"] == "peer misbehaved" for line in lines)
 
 
-# The wait is the handshake's own, in real time: once is enough.
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.dealt
 async def test_who_holds_all_handshakes_holds_them_for_seconds_only(
     folder: Path, anyio_backend_name: str
 ) -> None:
@@ -159,12 +159,13 @@ async def test_who_holds_all_handshakes_holds_them_for_seconds_only(
         for ports in (fleet.control_ports, fleet.data_ports):
             for _ in range(80):
                 loris.enter_context(socket.create_connection(("127.0.0.1", ports["host-a"])))
-        with anyio.fail_after(10):
-            while True:
-                with contextlib.suppress(TransportError):
-                    assert isinstance(await fleet.ask("host-a", GetHost()), HostView)
-                    break
-                await anyio.sleep(0.2)
+
+        async def answers() -> bool:
+            with contextlib.suppress(TransportError):
+                return isinstance(await fleet.ask("host-a", GetHost()), HostView)
+            return False
+
+        await until(answers, "an answer of the agent")
 
 
 def half_a_hello(port: int, tag: bytes) -> None:
@@ -286,7 +287,7 @@ async def test_a_machine_that_takes_long_to_make_is_no_silence_of_its_source(
     prepare = EmbeddedHypervisor.prepare_incoming
 
     async def take_long(hypervisor: EmbeddedHypervisor, facts: GuestFacts) -> EmbeddedIncomingGuest:
-        await anyio.sleep(4.0)
+        await delay(4.0)
         return await prepare(hypervisor, facts)
 
     monkeypatch.setattr(EmbeddedHypervisor, "prepare_incoming", take_long)
@@ -294,7 +295,6 @@ async def test_a_machine_that_takes_long_to_make_is_no_silence_of_its_source(
         fleet.start_guest("host-b")
         async with hostile_session(fleet) as (session, _):
             assert isinstance(await session.call(await preparation(fleet), timeout_s=20), Prepared)
-            await anyio.sleep(0.2)
             assert len(fleet.machines("host-a")) == 1
             assert isinstance(await session.call(Abort(reason="enough"), timeout_s=5), Aborted)
 

@@ -170,8 +170,7 @@ async def test_both_agents_that_die_around_commit_leave_exactly_one_guest(
         assert (await fleet.move("worker", "host-b", "host-a")).phase is Phase.COMPLETE
 
 
-# Once is enough for what takes its time: asyncio, where the agent's loop has words of its own for dead peers.
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.dealt
 async def test_a_destination_frozen_before_it_was_asked_gives_the_guest_to_the_source(
     folder: Path, anyio_backend_name: str
 ) -> None:

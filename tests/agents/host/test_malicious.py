@@ -29,6 +29,7 @@ from tests.agents.host.test_garbage import (
     payload_of,
     preparation,
 )
+from tests.waiting import until
 from transport.errors import PeerGone, PeerMisbehaved, PeerRefused
 from transport.hello import say_hello
 from transport.seal import Keys
@@ -94,15 +95,17 @@ async def test_files_and_threads_return_after_half_hellos_and_silent_sessions(
             for stream in streams:
                 await anyio.aclose_forcefully(stream)
 
+        at_first = held(processes)
         # The first fills pools of threads.
         await wave()
-        await anyio.sleep(0.5)
+        await until(lambda: held(processes)[0] <= at_first[0] + 1, "the files of the first wave")
         files, threads = held(processes)
         for _ in range(WAVES):
             await wave()
-        with anyio.fail_after(10):
-            while held(processes)[0] > files or held(processes)[1] > threads + 2:  # noqa: ASYNC110 - in another process
-                await anyio.sleep(0.1)
+        await until(
+            lambda: held(processes)[0] <= files and held(processes)[1] <= threads + 2,
+            f"{files} files and {threads} threads",
+        )
         assert isinstance(await fleet.ask("host-a", GetHost()), HostView)
 
 

@@ -18,14 +18,15 @@ from tests.agents.host.fleet import NOISE, SLOW, in_precopy, report_of
 from tests.agents.host.network import FRONTS, Network, networks
 from tests.agents.host.processes import Processes, running_processes
 from tests.agents.host.test_killed import host_with
+from tests.waiting import delay
 
-# What takes its time does so on one loop; the two have the same sockets below them.
 pytestmark = [
     pytest.mark.anyio,
     pytest.mark.slow,
-    pytest.mark.parametrize("anyio_backend", ["asyncio"]),
+    pytest.mark.dealt,
 ]
 
+SWALLOWED_S = 3.0
 LIMITS = 'outage = "60s"\ndead_peer = "1s"'
 
 
@@ -57,7 +58,7 @@ async def test_a_network_that_swallows_everything_is_noticed_and_the_precopy_goe
         # The bound for dead peers, and what a thread may be late.
         assert time.monotonic() - stalled_s < 3
         ticks = fleet.describe("host-a", guest).ticks
-        await anyio.sleep(3)
+        await delay(SWALLOWED_S)
         during = fleet.describe("host-a", guest)
         assert during.is_running
         assert during.ticks > ticks

@@ -28,12 +28,6 @@ pytestmark = pytest.mark.anyio
 F = TypeVar("F", bound=Callable[..., object])
 
 
-def slow_once(test: F) -> F:
-    """Mark a test as slow, and once is enough."""
-    marked: F = pytest.mark.slow(pytest.mark.parametrize("anyio_backend", ["asyncio"])(test))
-    return marked
-
-
 # The whole of a preflight beside the second of the measurement; a busy runner of two cores takes its time.
 MOST_S = 6.0
 MIB_S = 1 << 20
@@ -85,7 +79,8 @@ async def test_a_check_measures_what_pages_would_get(folder: Path, agent_log: Ag
     assert agent_log.count("data connection ended") == 0
 
 
-@slow_once
+@pytest.mark.slow
+@pytest.mark.dealt
 async def test_a_check_that_measures_nothing_still_reaches_the_data_port(folder: Path) -> None:
     async with running_fleet(folder) as fleet:
         fleet.start_guest("host-a")
@@ -99,7 +94,8 @@ async def test_a_check_that_measures_nothing_still_reaches_the_data_port(folder:
 
 
 @pytest.mark.parametrize("rate", [10 * MIB_S, 1 * MIB_S])
-@slow_once
+@pytest.mark.slow
+@pytest.mark.dealt
 async def test_a_slow_link_is_measured_as_slow_as_it_is(folder: Path, rate: int) -> None:
     link = Slow(rate)
     async with fronted(folder, link) as fleet:
@@ -112,7 +108,8 @@ async def test_a_slow_link_is_measured_as_slow_as_it_is(folder: Path, rate: int)
     assert achieved / 1.5 < measured < rate * 1.5
 
 
-@slow_once
+@pytest.mark.slow
+@pytest.mark.dealt
 async def test_the_configured_bandwidth_holds_for_a_measurement_too(folder: Path) -> None:
     async with running_fleet(folder, 'bandwidth = "8MiB/s"') as fleet:
         fleet.start_guest("host-a")
@@ -141,7 +138,8 @@ async def test_a_closed_data_port_is_a_finding_beside_all_others(folder: Path, m
 
 
 @pytest.mark.parametrize("measures", [True, False])
-@slow_once
+@pytest.mark.slow
+@pytest.mark.dealt
 async def test_a_data_port_that_swallows_packets_is_found_in_time(folder: Path, measures: bool) -> None:
     """A full backlog drops what asks for a connection, as a firewall does."""
     async with fronted(folder, None) as fleet:
@@ -177,7 +175,8 @@ async def test_a_control_port_that_cannot_be_reached_is_a_finding_and_hides_no_o
     assert report.path is None
 
 
-@slow_once
+@pytest.mark.slow
+@pytest.mark.dealt
 async def test_a_long_way_is_a_warning_that_tells_what_it_costs(folder: Path) -> None:
     fronts = {"host-b": FRONT}
     async with running_fleet(folder, 'outage = "5s"', fronts=fronts) as fleet:
@@ -192,7 +191,8 @@ async def test_a_long_way_is_a_warning_that_tells_what_it_costs(folder: Path) ->
     assert f"{3 * report.path.ping_s * 1e3:.1f} ms of downtime" in warned.found
 
 
-@slow_once
+@pytest.mark.slow
+@pytest.mark.dealt
 async def test_somebody_else_behind_the_data_port_is_not_taken_for_the_destination(folder: Path) -> None:
     async with fronted(folder, HangsUp("127.0.0.1")) as fleet:
         for measures in (True, False):
@@ -201,7 +201,8 @@ async def test_somebody_else_behind_the_data_port_is_not_taken_for_the_destinati
             assert refused.check == "reachable"
 
 
-@slow_once
+@pytest.mark.slow
+@pytest.mark.dealt
 async def test_a_path_on_which_nothing_but_greetings_passes_is_refused(folder: Path) -> None:
     async with fronted(folder, OnlyGreetings("127.0.0.1")) as fleet:
         report = await checked(fleet)
@@ -211,7 +212,8 @@ async def test_a_path_on_which_nothing_but_greetings_passes_is_refused(folder: P
     assert finding(report, "reachable").severity is Severity.OK
 
 
-@slow_once
+@pytest.mark.slow
+@pytest.mark.dealt
 async def test_two_checks_at_once_measure_one_after_the_other(folder: Path) -> None:
     async with running_fleet(folder) as fleet:
         fleet.start_guest("host-a")
@@ -226,7 +228,8 @@ async def test_two_checks_at_once_measure_one_after_the_other(folder: Path) -> N
     assert [one.path is not None and bool(one.path.goodput_bytes_per_s) for one in reports] == [True, True]
 
 
-@slow_once
+@pytest.mark.slow
+@pytest.mark.dealt
 async def test_who_may_send_no_guests_may_not_measure(folder: Path) -> None:
     rules = ALLOW_ALL.replace('agents = ["*"]', 'agents = ["host-c"]')
     async with running_fleet(folder, rules=rules) as fleet:

@@ -21,11 +21,9 @@ from tests.agents.host.fleet import HOSTS, in_precopy
 from tests.agents.host.qemu_guests import qemu_fleet, vm_flags
 from tests.agents.hypervisors.qemu.conftest import needs_qemu
 from tests.hugepages import huge_pages
+from tests.waiting import delay, until
 
-pytestmark = [pytest.mark.anyio, pytest.mark.slow, needs_qemu()]
-
-# One loop is enough for what is about QEMU and not about waiting.
-once = pytest.mark.parametrize("anyio_backend", ["asyncio"])
+pytestmark = [pytest.mark.anyio, pytest.mark.slow, needs_qemu(), pytest.mark.dealt]
 
 
 def workload(words: str) -> str:
@@ -46,7 +44,6 @@ async def test_a_guest_moves_while_it_runs_and_comes_home(folder: Path) -> None:
             assert report.downtime.total_s < 1
 
 
-@once
 @pytest.mark.parametrize("rate", [0, 200])
 async def test_a_guest_moves_whatever_it_writes(folder: Path, rate: int) -> None:
     async with qemu_fleet(folder) as guests:
@@ -57,7 +54,6 @@ async def test_a_guest_moves_whatever_it_writes(folder: Path, rate: int) -> None
         await guests.check_moved(spec, report, "host-a", "host-b")
 
 
-@once
 async def test_a_large_guest_that_is_mostly_empty_stays_so(folder: Path) -> None:
     async with qemu_fleet(folder) as guests:
         spec = guests.spec(memories=(MemorySpec(name="ram0", size_bytes=4 << 30),))
@@ -69,7 +65,6 @@ async def test_a_large_guest_that_is_mostly_empty_stays_so(folder: Path) -> None
         assert _shared_memory_kib(guests.pid("host-b", spec)) < 1 << 20
 
 
-@once
 @pytest.mark.parametrize(
     "memories",
     [
@@ -92,7 +87,6 @@ async def test_every_backend_of_ram_moves(folder: Path, memories: tuple[MemorySp
             await guests.check_moved(spec, report, "host-a", "host-b")
 
 
-@once
 async def test_a_guest_with_all_devices_moves_there_and_back_ten_times(folder: Path) -> None:
     async with qemu_fleet(folder) as guests:
         disk = guests.fleet.shared / "disk.qcow2"
@@ -111,7 +105,6 @@ async def test_a_guest_with_all_devices_moves_there_and_back_ten_times(folder: P
             await guests.check_moved(spec, report, source, to)
 
 
-@once
 async def test_an_offline_move_copies_a_guest_that_stands_still(folder: Path) -> None:
     async with qemu_fleet(folder) as guests:
         spec = guests.spec()
@@ -121,7 +114,6 @@ async def test_an_offline_move_copies_a_guest_that_stands_still(folder: Path) ->
         assert report.tracking.startswith("none")
 
 
-@once
 async def test_a_link_that_breaks_on_the_way_ends_nothing(folder: Path) -> None:
     from tests.agents.host.fleet import cut_connections
 
@@ -133,7 +125,7 @@ async def test_a_link_that_breaks_on_the_way_ends_nothing(folder: Path) -> None:
         )
         await guests.fleet.until("host-a", job, in_precopy)
         for _ in range(5):
-            await anyio.sleep(0.1)
+            await delay(0.1)
             assert cut_connections(guests.fleet.data_ports["host-b"]) > 0
         view = await guests.fleet.follow("host-a", job)
         assert view.report is not None
@@ -141,7 +133,6 @@ async def test_a_link_that_breaks_on_the_way_ends_nothing(folder: Path) -> None:
         assert view.report.link_breaks >= 5
 
 
-@once
 async def test_a_cancelled_move_leaves_qemu_as_it_was(folder: Path) -> None:
     from agents.api import Cancel, Done
 
@@ -168,7 +159,6 @@ async def test_a_cancelled_move_leaves_qemu_as_it_was(folder: Path) -> None:
         await guests.check_moved(spec, report, "host-a", "host-b")
 
 
-@once
 async def test_a_probe_leaves_qemu_as_it_was_and_a_move_ends_one(folder: Path) -> None:
     async with qemu_fleet(folder) as guests:
         spec = guests.spec(append=workload("set=32 rate=20"))
@@ -195,11 +185,7 @@ async def test_a_probe_leaves_qemu_as_it_was_and_a_move_ends_one(folder: Path) -
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(look)
-            with anyio.fail_after(20):
-                while True:
-                    if "uw" in vm_flags(pid):
-                        break
-                    await anyio.sleep(0.02)
+            await until(lambda: "uw" in vm_flags(pid), "its dirty log", within_s=20)
             moved = await guests.move(spec, "host-a", "host-b", downtime_limit_s=2.0)
         await guests.check_moved(spec, moved, "host-a", "host-b")
 

@@ -16,8 +16,7 @@ pytestmark = [
     pytest.mark.anyio,
     pytest.mark.slow,
     needs_qemu(),
-    # One loop is enough for what is about QEMU and not about waiting.
-    pytest.mark.parametrize("anyio_backend", ["asyncio"]),
+    pytest.mark.dealt,
 ]
 
 

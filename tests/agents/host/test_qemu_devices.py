@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.anyio,
     pytest.mark.slow,
     needs_qemu(),
-    pytest.mark.parametrize("anyio_backend", ["asyncio"]),
+    pytest.mark.dealt,
 ]
 
 VIRTIOFSD = Path("/usr/lib/qemu/virtiofsd")

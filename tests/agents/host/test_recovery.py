@@ -10,7 +10,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from agents.api import Move
+from agents.api import Move, Resolution
 from agents.config import load_settings
 from agents.host.jobs import Job, JobTable
 from agents.host.orders import MAX_ATTEMPTS, Order
@@ -25,6 +25,7 @@ from migrate.ownership import Ownership, next_generation
 from migrate.phases import Phase
 from tests.agents.host.fleet import Fleet
 from tests.migrate.world import FACTS, FakeGuest, FakeHypervisor, FakeSurvey, World
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -192,9 +193,16 @@ async def test_a_source_in_doubt_keeps_its_copy_until_the_destination_has_said_h
     assert here.job.has_ended
     assert not runs(guest)
     assert "may be the last one" in (await here.recovery.resolve(here.job, act=False)).verdict
+    resolve, tried = here.recovery.resolve, []
+
+    async def counted(job: Job, *, act: bool) -> Resolution:
+        tried.append(job)
+        return await resolve(job, act=act)
+
+    monkeypatch.setattr(here.recovery, "resolve", counted)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(here.recovery.keep_settling)
-        await anyio.sleep(0.05)
+        await until(lambda: len(tried) > 2, "attempts to settle it")
         assert not runs(guest)
         await here.storage.claim(str(here.directory), runs_at("host-a"))
         with anyio.fail_after(5):

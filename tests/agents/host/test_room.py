@@ -24,8 +24,7 @@ from tests.transport.certificates import Authority
 pytestmark = [
     pytest.mark.anyio,
     pytest.mark.slow,
-    # What is proved is what the checks say: once is enough.
-    pytest.mark.parametrize("anyio_backend", ["asyncio"]),
+    pytest.mark.dealt,
 ]
 
 HOST_BYTES = os.sysconf("SC_PHYS_PAGES") * resource.getpagesize()

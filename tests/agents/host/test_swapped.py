@@ -19,6 +19,7 @@ from tests.agents.host.fleet import NOISE, SLOW, Fleet, in_precopy, report_of
 from tests.agents.host.meddler import Meddler, Way, meddling
 from tests.agents.host.network import FRONTS
 from tests.agents.host.processes import Processes, running_processes
+from tests.waiting import until
 from transport.hello import CHALLENGE_BYTES, HELLO_BYTES, PROOF_BYTES
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -137,9 +138,7 @@ async def test_records_swapped_between_two_sessions_open_in_neither(
         fleet = processes.fleet
         guests, jobs = await start_two(fleet)
         meddler.left = SWAPS
-        with anyio.fail_after(50):
-            while meddler.left:  # noqa: ASYNC110 - the connections break of it and are dialled again
-                await anyio.sleep(0.05)
+        await until(lambda: not meddler.left, "the last swap", within_s=50)
         reports = await let_go(fleet, jobs)
         for guest, report in zip(guests, reports, strict=True):
             await check_arrived(fleet, guest, report)
@@ -157,9 +156,7 @@ async def test_records_of_one_session_sent_in_another_break_that_ones_connection
         guests, jobs = await start_two(fleet)
         meddler.taken_from = bytes.fromhex(jobs[0])
         meddler.left = SWAPS
-        with anyio.fail_after(50):
-            while meddler.left:  # noqa: ASYNC110 - as above
-                await anyio.sleep(0.05)
+        await until(lambda: not meddler.left, "the last swap", within_s=50)
         reports = await let_go(fleet, jobs)
         for guest, report in zip(guests, reports, strict=True):
             await check_arrived(fleet, guest, report)
@@ -176,9 +173,7 @@ async def test_records_swapped_between_the_connections_of_one_session_are_applie
         fleet = processes.fleet
         guests, jobs = await start_two(fleet)
         meddler.left = SWAPS
-        with anyio.fail_after(50):
-            while meddler.left:  # noqa: ASYNC110 - as above
-                await anyio.sleep(0.05)
+        await until(lambda: not meddler.left, "the last swap", within_s=50)
         for guest, report in zip(guests, await let_go(fleet, jobs), strict=True):
             await check_arrived(fleet, guest, report)
         # They open: it is the right session. The source does not believe an acknowledgement from the wrong one.

@@ -12,6 +12,7 @@ import anyio.abc
 from agents.demo.proxy import Proxy
 from tests.agents.host.fleet import Fleet
 from tests.agents.host.network import FRONTS
+from tests.waiting import delay
 
 __all__ = ["FRONT", "Delayed", "HangsUp", "OnlyGreetings", "Slow", "through"]
 
@@ -63,7 +64,7 @@ class Delayed(Proxy):
         self._delay_s = delay_s
 
     async def carry(self, chunk: bytes, sink: anyio.abc.SocketStream) -> bool:
-        await anyio.sleep(self._delay_s)
+        await delay(self._delay_s)
         await sink.send(chunk)
         return True
 

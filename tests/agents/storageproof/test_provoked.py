@@ -21,12 +21,13 @@ from migrate.ownership import Ownership
 from migrate.preflight import Finding, Severity, examine
 from tests.agents.storageproof.other_end import Ends
 from tests.migrate.test_preflight import GOOD
+from tests.waiting import looks
 
 # Each starts a Python for the other end.
 pytestmark = [
     pytest.mark.anyio,
     pytest.mark.slow,
-    pytest.mark.parametrize("anyio_backend", ["asyncio"]),
+    pytest.mark.dealt,
 ]
 
 AREA = frozenset(
@@ -155,9 +156,8 @@ async def test_the_same_file_is_proved(shared: Path, image: DiskFacts) -> None:
 
 async def test_a_disk_that_is_written_all_the_time_is_proved(shared: Path, image: DiskFacts) -> None:
     async def write() -> None:
-        while True:
+        async for _ in looks(0.001):
             overwrite(image)
-            await anyio.sleep(0.001)
 
     async with anyio.create_task_group() as writing:
         writing.start_soon(write)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from anyio import fail_after, sleep, to_thread
+from anyio import to_thread
 
 from agents.hypervisors.confinement import profile_of, selinux_label_of
 from agents.hypervisors.embedded.client import GuestClient, start_guest
@@ -27,6 +27,7 @@ from migrate.errors import GuestRefused, GuestUnknown
 from migrate.facts import Confinement, GuestDemand, GuestFacts
 from migrate.ports import GuestRam, Hypervisor, IncomingGuest, RunningGuest
 from tests.agents.hypervisors.embedded.conftest import GUEST_ID, SpecMaker
+from tests.waiting import until
 
 # Each starts processes, which take 0.2 s each.
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -311,9 +312,8 @@ async def test_a_guest_that_faulted_is_looked_at_and_says_why_it_cannot_be_moved
     guest.tracker.start()  # which makes the emulator read the program again
     await guest.resume()
     await guest.release()
-    with closing(hosts.client("a")) as client, fail_after(10):
-        while client.describe().state != "faulted":  # noqa: ASYNC110 - in another process
-            await sleep(0.01)
+    with closing(hosts.client("a")) as client:
+        await until(lambda: client.describe().state == "faulted", "the fault")
     with pytest.raises(GuestRefused):
         await hosts.a.open_guest(GUEST_ID)
     seen = await hosts.a.inspect_guest(GUEST_ID)

@@ -34,14 +34,14 @@ from memory.layout import PAGE_BYTES
 from memory.runs import Runs, expand, pages_in, runs_of_gfns, whole
 from tests.agents.hypervisors.qemu.conftest import PLAIN, QEMU, needs_qemu
 from tests.agents.hypervisors.qemu.linux import Boot, Console
+from tests.waiting import delay, until_blocking
 
 pytestmark = [
     pytest.mark.anyio,
     pytest.mark.slow,
     needs_qemu(),
-    pytest.mark.parametrize("anyio_backend", ["asyncio"]),
+    pytest.mark.dealt,
 ]
-# real guests are looked at from outside: there is no event to wait for
 
 READER = """
 /bin/workload set=8 rate=1 &
@@ -61,6 +61,7 @@ echo FREED
 wait
 """
 DISK_BYTES = 64 << 20
+BETWEEN_ROUNDS_S = 0.05
 # Slow enough that reads are under way at every harvest.
 READ_BYTES_PER_S = 20 << 20
 
@@ -174,7 +175,7 @@ async def _copy_by_log(guest: QemuRunningGuest, *, rounds: int, drains: bool) ->
         if drains:
             await guest.drain()
         await anyio.to_thread.run_sync(copy.take, runs)
-        await anyio.sleep(0.05)
+        await delay(BETWEEN_ROUNDS_S)
         runs = await anyio.to_thread.run_sync(guest.tracker.harvest)
     if drains:
         await guest.drain()
@@ -201,12 +202,15 @@ async def test_pages_that_a_guest_gives_back_are_in_no_harvest_and_are_found_at_
         await anyio.to_thread.run_sync(guest.tracker.start)
         copy.take(guest.ram.populated_runs())
         _digest_all(digest, copy)
-        given_back = runs_of_gfns(np.empty(0, dtype=np.int64))
         await anyio.to_thread.run_sync(console.wait_for, b"FREED")
-        with anyio.fail_after(20):
-            while pages_in(given_back) < 10_000:
-                given_back = await anyio.to_thread.run_sync(guest.ram.holes_among, digest.data_runs())
-                await anyio.sleep(0.2)
+        await anyio.to_thread.run_sync(
+            lambda: until_blocking(
+                lambda: pages_in(guest.ram.holes_among(digest.data_runs())) >= 10_000,
+                "pages that were given back",
+                within_s=20,
+                every_s=0.2,
+            )
+        )
         copy.take(guest.tracker.harvest())
         await guest.pause()
         copy.take(guest.tracker.harvest())

@@ -40,6 +40,7 @@ from agents.sections import (
     size,
     text,
 )
+from agents.storageproof.pools import is_uri
 from agents.storageproof.urls import problem_of_pattern
 from migrate.compression import Compression
 from migrate.plan import OnTimeout
@@ -194,6 +195,7 @@ class Settings:
     shared_dirs: tuple[Path, ...]
     shared_devices: tuple[str, ...]
     network_disks: tuple[str, ...]
+    libvirt: str
     etcd: EtcdPlace | None
     embedded: EmbeddedSettings | None
     qemu: QemuSettings | None
@@ -229,6 +231,7 @@ def load_settings(path: Path) -> Settings:
         shared_dirs=_shared_dirs(storage, base),
         shared_devices=_shared_devices(storage),
         network_disks=_network_disks(storage),
+        libvirt=_libvirt(storage),
         etcd=etcd_place(storage, base),
         embedded=_embedded(guests, base),
         qemu=_qemu(guests, base),
@@ -427,6 +430,13 @@ def _network_disks(section: Section) -> tuple[str, ...]:
         if (problem := problem_of_pattern(pattern)) is not None:
             section.note("network_disks", problem)
     return patterns
+
+
+def _libvirt(section: Section) -> str:
+    uri = section.optional("libvirt", text, "")
+    if uri and not is_uri(uri):
+        section.note("libvirt", f"{uri!r} is no address of a libvirt, such as qemu:///system")
+    return uri
 
 
 def _embedded(guests: Section, base: Path) -> EmbeddedSettings | None:

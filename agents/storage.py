@@ -70,6 +70,7 @@ class SharedRecords(RecordStore, Protocol):
 class SharedDirs:
     """`migrate.ports.SharedStorage` over the directories of this host's [storage] shared_dirs.
 
+    `libvirt` is whom the preflight asks for storage pools, if anybody.
     `etcd` has the records of guests whose first disk is no file below one of them; without it they are in the first.
     """
 
@@ -79,10 +80,11 @@ class SharedDirs:
         *,
         shared_devices: Sequence[str] = (),
         network_disks: Sequence[str] = (),
+        libvirt: str = "",
         timeout_s: float = STORAGE_TIMEOUT_S,
         etcd: SharedRecords | None = None,
     ) -> None:
-        self._places = SharedPlaces.of(shared_dirs, shared_devices, network_disks)
+        self._places = SharedPlaces.of(shared_dirs, shared_devices, network_disks, libvirt)
         self._roots = self._places.roots
         # The locks of probes that are planted, by their paths.
         self._held: dict[str, int] = {}

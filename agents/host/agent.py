@@ -109,6 +109,7 @@ class HostAgent:
             settings.shared_dirs,
             shared_devices=settings.shared_devices,
             network_disks=settings.network_disks,
+            libvirt=settings.libvirt,
             etcd=EtcdRecords(settings.etcd) if settings.etcd is not None else None,
         )
         self._parts = HostParts(

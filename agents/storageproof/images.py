@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from agents.storageproof import chains, devices, locks, mounts, remote, sectors, urls
+from agents.storageproof import chains, devices, locks, mounts, pools, remote, sectors, urls
 from agents.storageproof.formats import read_head
 from agents.storageproof.places import SharedPlaces
 from migrate.facts import ImageFacts
@@ -59,11 +59,17 @@ def look_at(
     except (OSError, ValueError) as exc:
         return ImageFacts(error=_reason(exc), kernel=kernel())
     try:
-        return _look(located, descriptor, places, offsets, is_direct=is_direct, is_read_only=is_read_only)
+        seen = _look(located, descriptor, places, offsets, is_direct=is_direct, is_read_only=is_read_only)
     except (OSError, ValueError) as exc:
         return ImageFacts(error=_reason(exc), kernel=kernel())
     finally:
         os.close(descriptor)
+    if not places.libvirt:
+        return seen
+    try:
+        return replace(seen, pool=pools.pool_of(path, places.libvirt))
+    except OSError as exc:
+        return replace(seen, pool_error=_reason(exc))
 
 
 def _look(

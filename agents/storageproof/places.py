@@ -19,11 +19,12 @@ __all__ = ["SharedPlaces"]
 @dataclass(frozen=True, slots=True)
 class SharedPlaces:
     """[storage] of the configuration: `roots` are shared_dirs with links resolved, `devices` are shared_devices, `urls`
-    are network_disks."""
+    are network_disks, `libvirt` says whom to ask for storage pools, empty for nobody."""
 
     roots: tuple[Path, ...]
     devices: tuple[str, ...] = ()
     urls: tuple[str, ...] = ()
+    libvirt: str = ""
 
     @classmethod
     def of(
@@ -31,10 +32,11 @@ class SharedPlaces:
         shared_dirs: Sequence[Path],
         shared_devices: Sequence[str] = (),
         network_disks: Sequence[str] = (),
+        libvirt: str = "",
     ) -> SharedPlaces:
         """Resolve the directories of a configuration."""
         roots = tuple(Path(os.path.realpath(folder)) for folder in shared_dirs)
-        return cls(roots, tuple(shared_devices), tuple(network_disks))
+        return cls(roots, tuple(shared_devices), tuple(network_disks), libvirt)
 
     def locate(self, path: str) -> Path:
         """Give where a disk's path leads; it may lead to a device that is allowed nowhere else. Blocks.

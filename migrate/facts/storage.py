@@ -22,8 +22,7 @@ class DiskFacts:
     """One disk of a guest. `path` is the path on the host that the facts come from, or a network disk's URL.
 
     `format` is what the hypervisor was told that is in it, `cache` how the host caches it, as QEMU spells both; empty
-    where a driver has no such thing. `pool` is the type of the storage pool that has it, as libvirt spells it.
-    `is_locked`: the guest's own process holds QEMU's lock to write it.
+    where a driver has no such thing. `is_locked`: the guest's own process holds QEMU's lock to write it.
     """
 
     name: str
@@ -33,7 +32,6 @@ class DiskFacts:
     kind: DiskKind = DiskKind.FILE
     format: str = ""
     cache: str = ""
-    pool: str = ""
     is_locked: bool = False
 
 
@@ -58,7 +56,8 @@ class ImageFacts:
     the sectors that were asked for, empty where one could not be read. `is_direct`: it can be read past the host's
     cache. `write_error` says why it cannot be opened for writing. `writers` counts the processes of this host that hold
     QEMU's lock to write it. `format` is what the header says that it is; `chain` is what lies under it, the nearest
-    first, `chain_error` why it is not all of it.
+    first, `chain_error` why it is not all of it. `pool` is the type of the storage pool that has it, as that host's
+    libvirt spells it; `pool_error` why that could not be asked. Both are empty where nobody is to ask.
     """
 
     error: str = ""
@@ -82,3 +81,5 @@ class ImageFacts:
     snapshots: int = 0
     chain: tuple[BackingFacts, ...] = ()
     chain_error: str = ""
+    pool: str = ""
+    pool_error: str = ""

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from migrate.preflight.disks import Disk, disks_of
-from migrate.preflight.evidence import MAX_NAMED, Inspection
+from migrate.preflight.evidence import MAX_NAMED, Inspection, named
 from migrate.preflight.report import Check, Finding
+from migrate.preflight.storage import is_another
 
 __all__ = ["ACCESS", "CHAIN", "CHECKS", "FORMAT", "LOW_BYTES", "NETWORKED_POOLS", "POOL", "SPACE", "judge"]
 
@@ -43,15 +44,17 @@ POOL: Final = Check(
     asked="Is each disk a volume of a storage pool that hosts can share?",
     why="Local storage pools do not support live migration: a pool of the same name on the other host has "
     "other volumes",
-    remedy="Move the volume to a pool of a networked type (netfs, iscsi, rbd, gluster, ...)",
+    remedy="Move the volume to a pool of a networked type (netfs, iscsi, rbd, gluster, ...), or mount one directory on "
+    "both hosts",
 )
 CHECKS: Final = (ACCESS, FORMAT, CHAIN, SPACE, POOL)
 
 # Below this a guest that installs updates fills its storage while it moves.
 LOW_BYTES: Final = 1 << 30
 # libvirt's types of pools, https://libvirt.org/storage.html. A pool may be networked and a volume differ all the same:
-# its disks are proved like all others.
-LOCAL_POOLS: Final = frozenset({"dir", "fs", "logical", "disk", "zfs"})
+# its disks are proved like all others. A directory is what is mounted there, local or not: the proof tells.
+DIRECTORY_POOLS: Final = frozenset({"dir", "fs"})
+LOCAL_POOLS: Final = DIRECTORY_POOLS | {"logical", "disk", "zfs"}
 NETWORKED_POOLS: Final = frozenset(
     {"netfs", "iscsi", "iscsi-direct", "scsi", "mpath", "rbd", "gluster", "sheepdog", "vstorage"}
 )
@@ -157,17 +160,25 @@ def _space(inspection: Inspection, disk: Disk) -> Finding:
 
 
 def _pool(inspection: Inspection, disk: Disk) -> Finding:
-    pool = disk.facts.pool
-    if not pool:
+    ends = ((inspection.source_host, disk.here), (inspection.host.name, disk.there))
+    for name, image in ends:
+        if image.pool_error:
+            return POOL.unknown(
+                f"{name} cannot tell in which storage pool {disk} is: {image.pool_error}",
+                f"Start libvirt on {name}, or take [storage] libvirt out of its agent's configuration",
+            )
+    pools = {image.pool for _, image in ends if image.pool}
+    if not pools:
         return POOL.ok(f"{disk} is in no storage pool")
-    if pool in NETWORKED_POOLS:
-        return POOL.ok(
-            f"{disk} is in a pool of the type {pool}, which hosts can share; the disk itself is proved"
+    words = " and ".join(f"of a {image.pool[:60]} pool on {name}" for name, image in ends if image.pool)
+    if pools & LOCAL_POOLS and is_another(inspection, disk):
+        return POOL.refused(f"{disk} is a volume {words}: local storage pools do not support live migration")
+    if pools & (LOCAL_POOLS - DIRECTORY_POOLS):
+        return POOL.warning(
+            f"{disk} is a volume {words}, which hosts do not share; both have the same device all the same",
+            "Let one host alone change the volumes of that pool while others use them",
         )
-    if pool in LOCAL_POOLS:
-        return POOL.refused(
-            f"{disk} is a volume of a {pool} pool: local storage pools do not support live migration"
-        )
-    return POOL.warning(
-        f"{disk} is a volume of a pool of the type {pool[:60]}, of which nothing is known here"
-    )
+    if unknown := pools - LOCAL_POOLS - NETWORKED_POOLS:
+        types = named(sorted(pool[:60] for pool in unknown))
+        return POOL.warning(f"{disk} is a volume {words}: nothing is known here of {types} pools")
+    return POOL.ok(f"{disk} is a volume {words}; it is proved as the disk that it is")

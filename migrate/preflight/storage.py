@@ -8,9 +8,9 @@ from typing import Final
 from migrate.facts import DiskKind, ImageFacts
 from migrate.preflight.disks import Disk, disks_of
 from migrate.preflight.evidence import RECORDS, Inspection
-from migrate.preflight.report import Check, Finding
+from migrate.preflight.report import Check, Finding, Severity
 
-__all__ = ["CHECKS", "CONTENT", "OWNERSHIP", "STORAGE", "judge"]
+__all__ = ["CHECKS", "CONTENT", "OWNERSHIP", "STORAGE", "is_another", "judge"]
 
 STORAGE: Final = Check(
     check_id="storage",
@@ -59,6 +59,11 @@ def judge(inspection: Inspection) -> Iterator[Finding]:
         yield STORAGE.ok(f"{inspection.guest.name} has no disk")
         yield CONTENT.ok(f"{inspection.guest.name} has no disk")
     yield _ownership(inspection)
+
+
+def is_another(inspection: Inspection, disk: Disk) -> bool:
+    """Tell whether both ends have not shown that the disk is one object, and need to."""
+    return _same_object(inspection, disk).severity is Severity.REFUSED
 
 
 def _same_object(inspection: Inspection, disk: Disk) -> Finding:

@@ -82,6 +82,7 @@ def test_what_is_left_out_has_its_default(load: Callable[[str], Settings], folde
     assert settings.shared_dirs == (folder / "shared",)
     assert settings.shared_devices == ()
     assert settings.network_disks == ()
+    assert settings.libvirt == ""
     assert settings.embedded is None
     assert dict(settings.peers) == {}
     assert 1 <= settings.limits.connections <= 4
@@ -147,6 +148,7 @@ def test_every_mistake_is_said_at_once(problems: Callable[[str], tuple[str, ...]
         shared_dirs = ["/nowhere/at/all"]
         shared_devices = ["/dev/mapper/*", "/srv/*", "/dev/../*"]
         network_disks = ["nbd://store1:10809/*", "rbd:pool/*"]
+        libvirt = "--help"
         [limits]
         outgoing = 0
         window = "64MiB1"
@@ -170,6 +172,7 @@ def test_every_mistake_is_said_at_once(problems: Callable[[str], tuple[str, ...]
         "storage.shared_devices",
         "storage.shared_devices",
         "storage.network_disks",
+        "storage.libvirt",
         "limits.outgoing",
         "limits.window",
         "limits.bandwidth",

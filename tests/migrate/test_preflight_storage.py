@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from migrate.facts import BackingFacts, DiskFacts, DiskKind, ImageFacts
 from migrate.preflight import Finding, Inspection, LockAnswer, Probe, Reading, Severity, examine
-from migrate.preflight.images import LOCAL_POOLS, LOW_BYTES, NETWORKED_POOLS
+from migrate.preflight.images import DIRECTORY_POOLS, LOCAL_POOLS, LOW_BYTES, NETWORKED_POOLS
 from migrate.preflight.sharing import CLUSTERED
 from tests.migrate.test_preflight import GOOD, READ
 from tests.migrate.world import DISK, IMAGE
@@ -278,14 +278,39 @@ def test_room_is_asked_for_what_a_disk_may_still_grow_by() -> None:
 
 def test_local_pools_are_refused_and_networked_ones_proved_like_any_disk() -> None:
     for pool in LOCAL_POOLS:
-        finding = of("disk-pool", seen(disk=disk(pool=pool)))
-        assert finding.severity is Severity.REFUSED
-        assert "local storage pools do not support live migration" in finding.found
+        for ends in (
+            (image(pool=pool), image(pool=pool)),
+            (image(pool=pool), IMAGE),
+            (IMAGE, image(pool=pool)),
+        ):
+            finding = of("disk-pool", seen(*ends, content=b"other"))
+            assert finding.severity is Severity.REFUSED
+            assert "local storage pools do not support live migration" in finding.found
     for pool in NETWORKED_POOLS:
-        assert others(seen(disk=disk(pool=pool))) == set()
+        assert others(seen(image(pool=pool), image(pool=pool))) == set()
         # Its word is no proof.
-        assert others(seen(disk=disk(pool=pool), content=b"other")) == {("storage", "refused")}
-    assert others(seen(disk=disk(pool="of the future"))) == {("disk-pool", "warning")}
+        assert others(seen(image(pool=pool), image(pool=pool), content=b"other")) == {("storage", "refused")}
+    assert others(seen(image(pool="of the future"))) == {("disk-pool", "warning")}
+
+
+def test_a_pool_that_may_be_local_is_no_refusal_where_both_have_shown_one_object() -> None:
+    # What is mounted at a directory may be everybody's.
+    for pool in DIRECTORY_POOLS:
+        assert others(seen(image(pool=pool), image(pool=pool))) == set()
+    # Volumes of a volume group on a shared device are the same there; who changes the group is nobody's rule.
+    for pool in LOCAL_POOLS - DIRECTORY_POOLS:
+        assert others(seen(image(pool=pool), image(pool=pool))) == {("disk-pool", "warning")}
+
+
+def test_a_libvirt_that_does_not_answer_is_named_with_its_host() -> None:
+    for ends, name in (
+        ((image(pool_error="no answer"), IMAGE), "host-a"),
+        ((IMAGE, image(pool_error="no answer")), "host-b"),
+    ):
+        finding = of("disk-pool", seen(*ends))
+        assert finding.severity is Severity.UNKNOWN
+        assert finding.found.startswith(f"{name} cannot tell")
+        assert f"Start libvirt on {name}" in finding.remedy
 
 
 def test_one_bad_disk_of_two_is_found_and_the_other_is_not_blamed() -> None:
@@ -323,6 +348,8 @@ IMAGES = st.builds(
     snapshots=SIZES,
     chain=st.lists(st.builds(BackingFacts, path=WORDS, error=WORDS, size_bytes=SIZES), max_size=3).map(tuple),
     chain_error=WORDS,
+    pool=st.just("") | WORDS | st.sampled_from(sorted(LOCAL_POOLS)),
+    pool_error=st.just("") | WORDS,
 )
 READINGS = st.builds(
     Reading,
@@ -344,7 +371,6 @@ DISKS = st.builds(
     kind=st.sampled_from(DiskKind),
     format=WORDS,
     cache=WORDS,
-    pool=WORDS,
     is_locked=st.booleans(),
 )
 

@@ -13,6 +13,7 @@ import anyio
 from agents.api import CheckReport
 from agents.hypervisors.qemu.spec import Cache, DiskSpec, Format
 from agents.storageproof import locks
+from tests.agents.libvirts import LIBVIRTD, make_pool, running_libvirt
 from tests.agents.nbd import serving
 from tests.preflight.cases import fits, problem, warned
 from tests.preflight.needs import NotHere, need_fuse, need_program, need_root
@@ -224,6 +225,34 @@ def loop_of(path: Path) -> Iterator[str]:
         yield device
     finally:
         subprocess.run(["losetup", "-d", device], check=True)
+
+
+@contextmanager
+def in_a_pool(build: Build, path: Path) -> Iterator[str]:
+    """Have libvirt know a disk as a volume of a directory pool; give the line for [storage] that names it."""
+    if LIBVIRTD is None:
+        raise NotHere("needs libvirt-daemon, libvirt-daemon-driver-qemu and libvirt-clients")
+    with running_libvirt(build.folder) as uri:
+        make_pool(uri, "dir", path.parent)
+        yield f'libvirt = "{uri}"'
+
+
+@fits
+async def a_volume_of_a_directory_pool_that_both_have(build: Build) -> CheckReport:
+    path = image(build)
+    with in_a_pool(build, path) as storage:
+        async with build(storage=storage) as stage:
+            return await stage.check(await stage.embedded(disk_path=str(path)))
+
+
+@problem("storage", "disk-pool")
+async def a_volume_of_a_pool_of_each_host_alone(build: Build) -> CheckReport:
+    path = image(build, "sub/guest.raw")
+    keep = build.folder / "copy.raw"
+    commands = f"cp {path} {keep} && mount -t tmpfs none {path.parent} && cp {keep} {path}"
+    with in_a_pool(build, path) as storage:
+        async with build(storage=storage, prefixes=mounted(commands)) as stage:
+            return await stage.check(await stage.embedded(disk_path=str(path)))
 
 
 async def of_export(build: Build, url: str, allowed: str) -> CheckReport:

@@ -82,6 +82,7 @@ def settings_of(name: str, names: list[str], state_dir: Path) -> Settings:
         shared_dirs=(),
         shared_devices=(),
         network_disks=(),
+        libvirt="",
         etcd=None,
         embedded=None,
         qemu=None,

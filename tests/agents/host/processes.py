@@ -138,6 +138,7 @@ def running_processes(
     event_loop: str,
     limits: str,
     qemu: str = "",
+    storage: str = "",
     fronts: Mapping[str, str] = MappingProxyType({}),
     prefixes: Mapping[str, list[str]] = MappingProxyType({}),
 ) -> Iterator[Processes]:
@@ -146,7 +147,9 @@ def running_processes(
     fleet.issue()
     ports = {host: free_port() for host in HOSTS}
     configs = {
-        host: fleet.write_config(host, ports, limits=limits, event_loop=event_loop, qemu=qemu)
+        host: fleet.write_config(
+            host, ports, limits=limits, event_loop=event_loop, qemu=qemu, storage=storage
+        )
         for host in HOSTS
     }
     processes = Processes(fleet, configs, prefixes=dict(prefixes))

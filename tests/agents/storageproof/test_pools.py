@@ -1,0 +1,98 @@
+"""Which storage pool has a path: asked of a real libvirtd, and of programs that answer nonsense or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agents.storageproof import pools
+from agents.storageproof.images import look_at
+from agents.storageproof.places import SharedPlaces
+from agents.storageproof.pools import is_uri, pool_of
+from tests.agents.libvirts import LIBVIRTD, make_pool, refresh, running_libvirt
+
+URI = "qemu:///system"
+UUID = "fe165a7c-5818-47ac-8f78-852429044ff0"
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Short enough for a socket, and where another user may enter."""
+    path = Path(tempfile.mkdtemp(prefix="vmf-"))
+    yield path
+    shutil.rmtree(path)
+
+
+def answering(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Have a shell script be the only virsh."""
+    (folder / "virsh").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "virsh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    LIBVIRTD is None or shutil.which("virsh") is None,
+    reason="needs libvirt-daemon, libvirt-daemon-driver-qemu and libvirt-clients",
+)
+def test_a_real_libvirtd_knows_its_volumes_and_what_is_none(folder: Path) -> None:
+    target = folder / "pool"
+    target.mkdir()
+    image = target / "guest.raw"
+    image.write_bytes(bytes(1 << 20))
+    with running_libvirt(folder) as uri:
+        assert pool_of(str(image), uri) == ""
+        make_pool(uri, "dir", target)
+        assert pool_of(str(image), uri) == "dir"
+        late = target / "late.raw"
+        late.write_bytes(bytes(1 << 20))
+        assert pool_of(str(late), uri) == ""
+        refresh(uri, target)
+        assert pool_of(str(late), uri) == "dir"
+        assert pool_of("--help", uri) == ""
+        places = SharedPlaces.of([target], libvirt=uri)
+        assert look_at(str(image), places).pool == "dir"
+        # Whoever may not look at a path hears nothing of its pool either.
+        assert look_at(str(image), SharedPlaces.of([folder / "other"], libvirt=uri)).pool == ""
+    seen = look_at(str(image), places)
+    assert (seen.error, seen.pool) == ("", "")
+    assert "Failed to connect socket" in seen.pool_error
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("exit 0", "did not say which pool"),
+        ("echo nonsense", "did not say which pool"),
+        (f"echo {UUID}", "of which type"),
+        ("echo 'error: out of order' >&2; exit 1", "out of order"),
+        ("exit 1", "no reason given"),
+        ("exec sleep 60", "did not answer within"),
+        ("head -c 1000000 /dev/zero", "did not say which pool"),
+    ],
+)
+def test_an_answer_that_is_none_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, words: str
+) -> None:
+    monkeypatch.setattr(pools, "ANSWERS_WITHIN_S", 0.2)
+    answering(tmp_path, monkeypatch, script)
+    with pytest.raises(OSError, match=words):
+        pool_of("/srv/guests/a.img", URI)
+
+
+def test_a_host_without_virsh_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(OSError, match="virsh cannot be run"):
+        pool_of("/srv/guests/a.img", URI)
+
+
+def test_an_address_is_one_argument_and_no_option() -> None:
+    for good in (URI, "qemu:///session", "storage:///system", "qemu+unix:///system?socket=/run/libvirt/x"):
+        assert is_uri(good), good
+    for bad in ("", "--help", "qemu", "qemu:///sys tem", "qemu:///system\n", "QEMU:///system"):
+        assert not is_uri(bad), bad

@@ -1,25 +1,23 @@
 """Which type of storage pool has a path, as this host's libvirt knows it: asked with virsh, which changes nothing.
 
-Law: the connection is read-only; each virsh is a process of its own that has ANSWERS_WITHIN_S, is handed a path as one
-argument, and may say MAX_SAID_BYTES. What libvirt has not seen since a pool was last refreshed is in no pool. Blocks.
+Law: the connection is read-only; each virsh (`tools`) is handed a path as one argument, and of what it says
+MAX_SAID_BYTES are read. What libvirt has not seen since a pool was last refreshed is in no pool. Blocks.
 
 Source: libvirt, virsh(1) (vol-pool, pool-dumpxml) and https://libvirt.org/formatstorage.html.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 from typing import Final
 
-__all__ = ["ANSWERS_WITHIN_S", "is_uri", "pool_of"]
+from agents.storageproof import tools
 
-# Less than the storage's own bound (`agents.ownership.threads`) for both of them: the reason is known then.
-ANSWERS_WITHIN_S: Final = 2.0
+__all__ = ["MAX_SAID_BYTES", "is_uri", "pool_of"]
+
 # A pool's description has a kilobyte.
 MAX_SAID_BYTES: Final = 1 << 16
-# virsh(1), with LC_ALL=C.
+# virsh(1), in English.
 _NOT_A_VOLUME: Final = "Storage volume not found"
 _URI: Final = re.compile(r"[a-z][a-z0-9]*(\+[a-z0-9]+)?://[!-~]*")
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -56,20 +54,9 @@ class _NotAVolumeError(Exception):
 
 
 def _run(uri: str, *words: str) -> str:
-    command = ["virsh", "--quiet", "--readonly", "--connect", uri, *words]
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=ANSWERS_WITHIN_S,
-            check=False,
-            env={**os.environ, "LC_ALL": "C"},
-        )
-    except subprocess.TimeoutExpired as exc:
-        raise OSError(0, f"libvirt at {uri} did not answer within {ANSWERS_WITHIN_S:g} s") from exc
-    except OSError as exc:
-        raise OSError(0, f"virsh cannot be run: {exc.strerror or exc}") from exc
+    command = ("virsh", "--quiet", "--readonly", "--connect", uri, *words)
+    silent = f"libvirt at {uri} did not answer within {tools.ANSWERS_WITHIN_S:g} s"
+    done = tools.run(*command, silent=silent)
     if done.returncode == 0:
         return done.stdout[:MAX_SAID_BYTES].decode("utf-8", "replace")
     said = done.stderr[-1000:].decode("utf-8", "replace")

@@ -1,7 +1,7 @@
 """What is at a network disk's URL: asked with QEMU's own tools, through the very block layer that its guest would use.
 
-Law: a URL is hostile until a pattern of [storage] network_disks fits it. Nothing is ever written. Each tool is a
-process of its own that has ANSWERS_WITHIN_S; what it prints is as long as what it is asked. Blocks.
+Law: a URL is hostile until a pattern of [storage] network_disks fits it. Nothing is ever written. What a tool
+(`tools`) prints is as long as what it is asked. Blocks.
 
 Source of what they print: QEMU, qapi/block-core.json (ImageInfo) and qemu-io-cmds.c (`read -v`).
 """
@@ -11,20 +11,18 @@ from __future__ import annotations
 import json
 import re
 import socket
-import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
+from agents.storageproof import tools
 from agents.storageproof.formats import read_head
 from agents.storageproof.sectors import MAX_OFFSETS, SECTOR_BYTES, digest_of
 from agents.storageproof.urls import DiskUrl, matches, parse
 from migrate.facts import ImageFacts
 
-__all__ = ["ANSWERS_WITHIN_S", "look_at_url", "size_of_url"]
+__all__ = ["look_at_url", "size_of_url"]
 
-# Less than the storage's own bound (`agents.ownership.threads`) for the few of them together: the reason is known then.
-ANSWERS_WITHIN_S: Final = 2.0
 _DUMPED: Final = re.compile(rb"^([0-9a-f]{8,16}):  ((?:[0-9a-f]{2} ){1,16})", re.MULTILINE)
 _MAX_SIZE_BYTES: Final = 1 << 62
 
@@ -124,18 +122,11 @@ def _identity(place: DiskUrl) -> str:
 
 def _run(*words: str) -> bytes:
     """Give what a tool prints. Raises OSError, whose `strerror` is a sentence."""
-    try:
-        done = subprocess.run(
-            words, stdin=subprocess.DEVNULL, capture_output=True, timeout=ANSWERS_WITHIN_S, check=False
-        )
-    except FileNotFoundError as exc:
-        raise OSError(0, f"{words[0]} is not installed here (Debian: qemu-utils, Fedora: qemu-img)") from exc
-    except subprocess.TimeoutExpired as exc:
-        raise OSError(
-            0,
-            f"its server gave no answer within {ANSWERS_WITHIN_S:g} s; does it take several clients at once "
-            "(qemu-nbd --shared=0)?",
-        ) from exc
+    silent = (
+        f"its server gave no answer within {tools.ANSWERS_WITHIN_S:g} s; does it take several clients at once "
+        "(qemu-nbd --shared=0)?"
+    )
+    done = tools.run(*words, silent=silent)
     if done.returncode:
         first = next(iter(done.stderr.decode(errors="replace").strip().splitlines()), "")
         # Who reads it knows which disk it is of.

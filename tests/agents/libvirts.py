@@ -31,12 +31,12 @@ def running_libvirt(folder: Path) -> Iterator[str]:
         (own / place).mkdir(parents=True)
     conf = own / "libvirtd.conf"
     conf.write_text('host_uuid = "aaaaaaaa-1111-4111-8111-00000000000a"\n')
-    user: dict[str, int] = {}
+    user = None
     if os.geteuid() == 0:
         folder.chmod(folder.stat().st_mode | 0o11)
         for path in (own, *own.rglob("*")):
             os.chown(path, NOBODY, NOBODY)
-        user = {"user": NOBODY, "group": NOBODY}
+        user = NOBODY
     with (own / "log").open("wb") as log:
         daemon = subprocess.Popen(
             [str(LIBVIRTD), "-f", str(conf)],
@@ -44,8 +44,9 @@ def running_libvirt(folder: Path) -> Iterator[str]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            extra_groups=[] if user else None,
-            **user,  # type: ignore[call-overload]
+            user=user,
+            group=user,
+            extra_groups=None if user is None else [],
         )
     socket = own / "run/libvirt/libvirt-sock"
     uri = f"qemu+unix:///session?socket={socket}"

@@ -4,28 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from agents.storageproof import pools
+from agents.storageproof import tools
 from agents.storageproof.images import look_at
 from agents.storageproof.places import SharedPlaces
 from agents.storageproof.pools import is_uri, pool_of
+from tests.agents.host.fleet import scratch_folder
 from tests.agents.libvirts import LIBVIRTD, make_pool, refresh, running_libvirt
 
 URI = "qemu:///system"
 UUID = "fe165a7c-5818-47ac-8f78-852429044ff0"
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """Short enough for a socket, and where another user may enter."""
-    path = Path(tempfile.mkdtemp(prefix="vmf-"))
-    yield path
-    shutil.rmtree(path)
 
 
 def answering(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
@@ -40,28 +31,29 @@ def answering(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Non
     LIBVIRTD is None or shutil.which("virsh") is None,
     reason="needs libvirt-daemon, libvirt-daemon-driver-qemu and libvirt-clients",
 )
-def test_a_real_libvirtd_knows_its_volumes_and_what_is_none(folder: Path) -> None:
-    target = folder / "pool"
-    target.mkdir()
-    image = target / "guest.raw"
-    image.write_bytes(bytes(1 << 20))
-    with running_libvirt(folder) as uri:
-        assert pool_of(str(image), uri) == ""
-        make_pool(uri, "dir", target)
-        assert pool_of(str(image), uri) == "dir"
-        late = target / "late.raw"
-        late.write_bytes(bytes(1 << 20))
-        assert pool_of(str(late), uri) == ""
-        refresh(uri, target)
-        assert pool_of(str(late), uri) == "dir"
-        assert pool_of("--help", uri) == ""
-        places = SharedPlaces.of([target], libvirt=uri)
-        assert look_at(str(image), places).pool == "dir"
-        # Whoever may not look at a path hears nothing of its pool either.
-        assert look_at(str(image), SharedPlaces.of([folder / "other"], libvirt=uri)).pool == ""
-    seen = look_at(str(image), places)
-    assert (seen.error, seen.pool) == ("", "")
-    assert "Failed to connect socket" in seen.pool_error
+def test_a_real_libvirtd_knows_its_volumes_and_what_is_none() -> None:
+    with scratch_folder() as folder:
+        target = folder / "pool"
+        target.mkdir()
+        image = target / "guest.raw"
+        image.write_bytes(bytes(1 << 20))
+        with running_libvirt(folder) as uri:
+            assert pool_of(str(image), uri) == ""
+            make_pool(uri, "dir", target)
+            assert pool_of(str(image), uri) == "dir"
+            late = target / "late.raw"
+            late.write_bytes(bytes(1 << 20))
+            assert pool_of(str(late), uri) == ""
+            refresh(uri, target)
+            assert pool_of(str(late), uri) == "dir"
+            assert pool_of("--help", uri) == ""
+            places = SharedPlaces.of([target], libvirt=uri)
+            assert look_at(str(image), places).pool == "dir"
+            # Whoever may not look at a path hears nothing of its pool either.
+            assert look_at(str(image), SharedPlaces.of([folder / "other"], libvirt=uri)).pool == ""
+        seen = look_at(str(image), places)
+        assert (seen.error, seen.pool) == ("", "")
+        assert "Failed to connect socket" in seen.pool_error
 
 
 @pytest.mark.parametrize(
@@ -79,7 +71,7 @@ def test_a_real_libvirtd_knows_its_volumes_and_what_is_none(folder: Path) -> Non
 def test_an_answer_that_is_none_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, words: str
 ) -> None:
-    monkeypatch.setattr(pools, "ANSWERS_WITHIN_S", 0.2)
+    monkeypatch.setattr(tools, "ANSWERS_WITHIN_S", 0.2)
     answering(tmp_path, monkeypatch, script)
     with pytest.raises(OSError, match=words):
         pool_of("/srv/guests/a.img", URI)
@@ -87,7 +79,7 @@ def test_an_answer_that_is_none_says_why(
 
 def test_a_host_without_virsh_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(OSError, match="virsh cannot be run"):
+    with pytest.raises(OSError, match=r"virsh is not installed here \(Debian: libvirt-clients"):
         pool_of("/srv/guests/a.img", URI)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agents.storage import SharedDirs
-from agents.storageproof import remote
+from agents.storageproof import tools
 from agents.storageproof.images import look_at
 from agents.storageproof.places import SharedPlaces
 from migrate.facts import DiskFacts, DiskKind, ImageFacts
@@ -90,7 +90,7 @@ def test_a_server_that_is_not_there_or_has_no_such_export_is_said(image: Path) -
 
 
 def test_a_server_that_takes_one_client_only_is_noticed(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "ANSWERS_WITHIN_S", 0.5)
+    monkeypatch.setattr(tools, "ANSWERS_WITHIN_S", 0.5)
     with serving(image, clients=1) as url:
         holder = subprocess.Popen(
             ["qemu-io", "-r", "-U", "-f", "raw", url], stdin=subprocess.PIPE, stdout=subprocess.PIPE

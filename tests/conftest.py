@@ -61,15 +61,14 @@ def _left_out(items: list[pytest.Item]) -> set[pytest.Item]:
             loop = next(name for name in item.callspec.id.split("-") if name in LOOPS)
             case = "-".join(part for part in item.callspec.id.split("-") if part != loop)
             cases.setdefault(item.nodeid.partition("[")[0], {}).setdefault(case, {})[loop] = item
-    return {
-        loops[loop]
-        for of_one_test in cases.values()
-        if len(of_one_test) > 1
-        for number, loops in enumerate(of_one_test.values())
-        if len(loops) > 1
-        for loop in LOOPS
-        if loop != LOOPS[number % len(LOOPS)]
-    }
+    left_out: set[pytest.Item] = set()
+    for of_one_test in cases.values():
+        if len(of_one_test) > 1:
+            for number, loops in enumerate(of_one_test.values()):
+                if len(loops) > 1:
+                    del loops[LOOPS[number % len(LOOPS)]]
+                    left_out.update(loops.values())
+    return left_out
 
 
 def _repeated(config: pytest.Config) -> list[pytest.TestReport]:

@@ -1,8 +1,8 @@
 """Waiting for what other processes do, and looking at it meanwhile: the one place of the tests where real time passes.
 
 Law: nothing waits for a time to be over, only for something to be seen; and what is not seen in time is a failure that
-says what was missing. Tests of one process wait for its events, or have a clock of their own. The linter refuses every
-other sleep.
+says what was missing. What is slow on purpose says so (`delay`). Tests of one process wait for
+its events, or have a clock of their own. The linter refuses every other sleep.
 """
 
 from __future__ import annotations
@@ -22,49 +22,54 @@ WITHIN_S: Final = 10.0
 T = TypeVar("T")
 
 
+What = str | Callable[[], str]
+
+
 @overload
 async def until(
-    look: Callable[[], Awaitable[T | None]], what: str, *, within_s: float = ..., every_s: float = ...
+    look: Callable[[], Awaitable[T | None]], what: What, *, within_s: float = ..., every_s: float = ...
 ) -> T: ...
 @overload
 async def until(
-    look: Callable[[], T | None], what: str, *, within_s: float = ..., every_s: float = ...
+    look: Callable[[], T | None], what: What, *, within_s: float = ..., every_s: float = ...
 ) -> T: ...
 async def until(
     look: Callable[[], Awaitable[T | None] | T | None],
-    what: str,
+    what: What,
     *,
     within_s: float = WITHIN_S,
     every_s: float = LOOK_EVERY_S,
 ) -> T:
-    """Look until something is seen (whatever is true), and give it; AssertionError when `what` is not there in time."""
-    ends_s = time.monotonic() + within_s
-    async for _ in looks(every_s):
-        seen = look()
-        if inspect.isawaitable(seen):
-            seen = await seen
-        if seen:
-            return cast("T", seen)
-        if time.monotonic() > ends_s:
-            break
-    raise AssertionError(f"not within {within_s:g} s: {what}")
+    """Look until something is seen (whatever is true), and give it; a look that hangs is given up in time, too.
+
+    Raises:
+        AssertionError: `what` is not there in time. It may be made when it is needed: of a log, say.
+    """
+    with anyio.move_on_after(within_s):
+        async for _ in looks(every_s):
+            seen = look()
+            if inspect.isawaitable(seen):
+                seen = await seen
+            if seen:
+                return cast("T", seen)
+    raise _missed(what, within_s)
 
 
 def until_blocking(
-    look: Callable[[], T | None],
-    what: str | Callable[[], str],
-    *,
-    within_s: float = WITHIN_S,
-    every_s: float = LOOK_EVERY_S,
+    look: Callable[[], T | None], what: What, *, within_s: float = WITHIN_S, every_s: float = LOOK_EVERY_S
 ) -> T:
-    """As `until`, for worker threads and fixtures. `what` may be made when it is needed: of a log, say."""
+    """As `until`, for worker threads and fixtures; here a look that hangs is waited for."""
     ends_s = time.monotonic() + within_s
     for _ in looks_blocking(every_s):
         if seen := look():
             return seen
         if time.monotonic() > ends_s:
             break
-    raise AssertionError(f"not within {within_s:g} s: {what if isinstance(what, str) else what()}")
+    raise _missed(what, within_s)
+
+
+def _missed(what: What, within_s: float) -> AssertionError:
+    return AssertionError(f"not within {within_s:g} s: {what if isinstance(what, str) else what()}")
 
 
 def looks(every_s: float) -> AsyncIterator[None]:

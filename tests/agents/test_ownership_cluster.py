@@ -189,7 +189,6 @@ def ask_serializable(member: Member, key: str) -> dict[str, object]:
     return member.ask("/v3/kv/range", {"key": key, "serializable": True})
 
 
-# Once is enough for what takes its time.
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 @pytest.mark.parametrize("moment", ["before the move", "before the claim", "after the claim"])
 async def test_a_guest_moves_while_a_member_is_lost(

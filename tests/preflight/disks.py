@@ -50,9 +50,9 @@ def mounted(commands: str) -> dict[str, list[str]]:
     return {"host-b": prefix}
 
 
-async def of_embedded(build: Build, path: Path, commands: str) -> CheckReport:
+async def of_embedded(build: Build, path: Path, commands: str, **settings: str) -> CheckReport:
     """Check an embedded guest on this disk against a host with these mounts."""
-    async with build(prefixes=mounted(commands)) as stage:
+    async with build(prefixes=mounted(commands), **settings) as stage:
         return await stage.check(await stage.embedded(disk_path=str(path)))
 
 
@@ -102,12 +102,16 @@ async def an_image_in_a_directory_that_is_empty_there(build: Build) -> CheckRepo
     return await of_embedded(build, path, f"mount -t tmpfs none {path.parent}")
 
 
+def copied(build: Build, path: Path) -> str:
+    """The commands that put a copy of a disk into another directory of the same name."""
+    keep = build.folder / "copy.raw"
+    return f"cp {path} {keep} && mount -t tmpfs none {path.parent} && cp {keep} {path}"
+
+
 @problem("storage")
 async def a_copy_in_a_directory_of_the_same_name(build: Build) -> CheckReport:
     path = image(build, "sub/guest.raw")
-    keep = build.folder / "copy.raw"
-    commands = f"cp {path} {keep} && mount -t tmpfs none {path.parent} && cp {keep} {path}"
-    return await of_embedded(build, path, commands)
+    return await of_embedded(build, path, copied(build, path))
 
 
 @problem("storage", "disk-content")
@@ -248,11 +252,8 @@ async def a_volume_of_a_directory_pool_that_both_have(build: Build) -> CheckRepo
 @problem("storage", "disk-pool")
 async def a_volume_of_a_pool_of_each_host_alone(build: Build) -> CheckReport:
     path = image(build, "sub/guest.raw")
-    keep = build.folder / "copy.raw"
-    commands = f"cp {path} {keep} && mount -t tmpfs none {path.parent} && cp {keep} {path}"
     with in_a_pool(build, path) as storage:
-        async with build(storage=storage, prefixes=mounted(commands)) as stage:
-            return await stage.check(await stage.embedded(disk_path=str(path)))
+        return await of_embedded(build, path, copied(build, path), storage=storage)
 
 
 async def of_export(build: Build, url: str, allowed: str) -> CheckReport:

@@ -36,7 +36,6 @@ from transport.seal import Keys, Sealer
 from transport.session import SESSION_SCHEMA, Attach, Attached, CallSession
 from transport.wire import MessageChannel
 
-# What takes its time does so on one loop: it is the agent's own, and threads and buffers are the same on both.
 pytestmark = [
     pytest.mark.anyio,
     pytest.mark.slow,
@@ -101,7 +100,12 @@ async def check_returns(processes: Processes, before: Held) -> None:
             and now.threads <= before.threads + SLACK_THREADS
         )
 
-    await until(has_returned, f"what it held before: {before}", within_s=RETURNS_WITHIN_S)
+    await until(
+        has_returned,
+        lambda: f"what it held before: {before}, now {held(processes)}",
+        within_s=RETURNS_WITHIN_S,
+        every_s=0.2,
+    )
 
 
 async def check_moves(fleet: Fleet, guest: EmbeddedSpec) -> None:

@@ -170,7 +170,6 @@ async def test_both_agents_that_die_around_commit_leave_exactly_one_guest(
         assert (await fleet.move("worker", "host-b", "host-a")).phase is Phase.COMPLETE
 
 
-@pytest.mark.dealt
 async def test_a_destination_frozen_before_it_was_asked_gives_the_guest_to_the_source(
     folder: Path, anyio_backend_name: str
 ) -> None:

@@ -119,7 +119,7 @@ async def test_a_source_that_says_nothing_is_let_go_when_its_time_is_over() -> N
                 return True
             return False
 
-        await until(another, "room for the next measurement")
+        await until(another, "room for the next measurement", within_s=5)
 
 
 async def test_one_measurement_at_a_time_and_the_next_when_it_has_ended() -> None:

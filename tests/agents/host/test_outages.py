@@ -23,7 +23,6 @@ from tests.waiting import delay
 pytestmark = [
     pytest.mark.anyio,
     pytest.mark.slow,
-    pytest.mark.dealt,
 ]
 
 SWALLOWED_S = 3.0

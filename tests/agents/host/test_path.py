@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TypeVar
 
 import anyio
 import anyio.abc
@@ -23,9 +22,6 @@ from tests.agents.host.ways import FRONT, Delayed, HangsUp, OnlyGreetings, Slow,
 from transport import limits
 
 pytestmark = pytest.mark.anyio
-
-
-F = TypeVar("F", bound=Callable[..., object])
 
 
 # The whole of a preflight beside the second of the measurement; a busy runner of two cores takes its time.
@@ -80,7 +76,6 @@ async def test_a_check_measures_what_pages_would_get(folder: Path, agent_log: Ag
 
 
 @pytest.mark.slow
-@pytest.mark.dealt
 async def test_a_check_that_measures_nothing_still_reaches_the_data_port(folder: Path) -> None:
     async with running_fleet(folder) as fleet:
         fleet.start_guest("host-a")
@@ -109,7 +104,6 @@ async def test_a_slow_link_is_measured_as_slow_as_it_is(folder: Path, rate: int)
 
 
 @pytest.mark.slow
-@pytest.mark.dealt
 async def test_the_configured_bandwidth_holds_for_a_measurement_too(folder: Path) -> None:
     async with running_fleet(folder, 'bandwidth = "8MiB/s"') as fleet:
         fleet.start_guest("host-a")
@@ -176,7 +170,6 @@ async def test_a_control_port_that_cannot_be_reached_is_a_finding_and_hides_no_o
 
 
 @pytest.mark.slow
-@pytest.mark.dealt
 async def test_a_long_way_is_a_warning_that_tells_what_it_costs(folder: Path) -> None:
     fronts = {"host-b": FRONT}
     async with running_fleet(folder, 'outage = "5s"', fronts=fronts) as fleet:
@@ -192,7 +185,6 @@ async def test_a_long_way_is_a_warning_that_tells_what_it_costs(folder: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.dealt
 async def test_somebody_else_behind_the_data_port_is_not_taken_for_the_destination(folder: Path) -> None:
     async with fronted(folder, HangsUp("127.0.0.1")) as fleet:
         for measures in (True, False):
@@ -202,7 +194,6 @@ async def test_somebody_else_behind_the_data_port_is_not_taken_for_the_destinati
 
 
 @pytest.mark.slow
-@pytest.mark.dealt
 async def test_a_path_on_which_nothing_but_greetings_passes_is_refused(folder: Path) -> None:
     async with fronted(folder, OnlyGreetings("127.0.0.1")) as fleet:
         report = await checked(fleet)
@@ -213,7 +204,6 @@ async def test_a_path_on_which_nothing_but_greetings_passes_is_refused(folder: P
 
 
 @pytest.mark.slow
-@pytest.mark.dealt
 async def test_two_checks_at_once_measure_one_after_the_other(folder: Path) -> None:
     async with running_fleet(folder) as fleet:
         fleet.start_guest("host-a")
@@ -229,7 +219,6 @@ async def test_two_checks_at_once_measure_one_after_the_other(folder: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.dealt
 async def test_who_may_send_no_guests_may_not_measure(folder: Path) -> None:
     rules = ALLOW_ALL.replace('agents = ["*"]', 'agents = ["host-c"]')
     async with running_fleet(folder, rules=rules) as fleet:

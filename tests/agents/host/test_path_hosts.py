@@ -25,7 +25,7 @@ from tests.agents.host.processes import Processes, running_processes
 from tests.agents.host.test_path import checked, finding
 from tests.waiting import delay, looks_blocking
 
-pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.dealt]
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 SPACE, CABLE = "vmf-path", "vmf-path0"
 ADDRESSES = {"host-a": "10.79.0.1", "host-b": "10.79.0.2"}

@@ -16,7 +16,6 @@ pytestmark = [
     pytest.mark.anyio,
     pytest.mark.slow,
     needs_qemu(),
-    pytest.mark.dealt,
 ]
 
 

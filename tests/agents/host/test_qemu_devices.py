@@ -23,7 +23,6 @@ pytestmark = [
     pytest.mark.anyio,
     pytest.mark.slow,
     needs_qemu(),
-    pytest.mark.dealt,
 ]
 
 VIRTIOFSD = Path("/usr/lib/qemu/virtiofsd")

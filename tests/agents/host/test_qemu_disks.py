@@ -23,7 +23,6 @@ pytestmark = [
     pytest.mark.anyio,
     pytest.mark.slow,
     needs_qemu(),
-    pytest.mark.dealt,
 ]
 
 # Eight regions of 1 MiB: each is written with random data, its sum kept in RAM, and read back from the disk, past the
@@ -58,15 +57,21 @@ async def make_disk(guests: QemuGuests, format_: Format, name: str = "disk") -> 
     return DiskSpec(path=str(path), format=format_)
 
 
+async def start_worker(guests: QemuGuests, disk: DiskSpec) -> QemuSpec:
+    """Start a guest on host-a that writes and checks this disk."""
+    spec = guests.spec(
+        disks=(disk,),
+        initrd=guests.boot.initrd_with(WORKER, "virtio_pci", "virtio_blk"),
+        append="console=ttyS0 quiet",
+    )
+    await guests.start("host-a", spec)
+    return spec
+
+
 async def test_a_guest_that_writes_and_checks_its_disk_moves_and_no_two_qemus_may_write(folder: Path) -> None:
     async with qemu_fleet(folder) as guests:
         disk = await make_disk(guests, Format.QCOW2)
-        spec = guests.spec(
-            disks=(disk,),
-            initrd=guests.boot.initrd_with(WORKER, "virtio_pci", "virtio_blk"),
-            append="console=ttyS0 quiet",
-        )
-        await guests.start("host-a", spec)
+        spec = await start_worker(guests, disk)
         await anyio.to_thread.run_sync(guests.console("host-a", spec).wait_for, b"DISK-OK", 10)
         writers: Counter[int] = Counter()
 
@@ -100,12 +105,7 @@ async def test_a_rolled_back_move_leaves_the_disk_with_the_source(
 ) -> None:
     async with qemu_fleet(folder) as guests:
         disk = await make_disk(guests, Format.RAW)
-        spec = guests.spec(
-            disks=(disk,),
-            initrd=guests.boot.initrd_with(WORKER, "virtio_pci", "virtio_blk"),
-            append="console=ttyS0 quiet",
-        )
-        await guests.start("host-a", spec)
+        spec = await start_worker(guests, disk)
 
         async def refuse_to_run(self: QemuIncomingGuest) -> None:
             raise GuestRefused("for this test")
@@ -155,12 +155,7 @@ async def test_a_guest_on_a_network_disk_moves_there_and_back(folder: Path) -> N
 
 async def move_there_and_back(guests: QemuGuests, disk: DiskSpec) -> QemuSpec:
     """Start a guest that writes and checks this disk, and move it to host-b and back; give it."""
-    spec = guests.spec(
-        disks=(disk,),
-        initrd=guests.boot.initrd_with(WORKER, "virtio_pci", "virtio_blk"),
-        append="console=ttyS0 quiet",
-    )
-    await guests.start("host-a", spec)
+    spec = await start_worker(guests, disk)
     await anyio.to_thread.run_sync(guests.console("host-a", spec).wait_for, b"DISK-OK", 2)
     for source, to in (HOSTS, HOSTS[::-1]):
         report = await guests.move(spec, source, to)

@@ -30,7 +30,6 @@ pytestmark = [
     pytest.mark.anyio,
     pytest.mark.slow,
     needs_qemu(),
-    pytest.mark.dealt,
 ]
 
 SWITCH, CLIENT, TAP, BRIDGE = "vmf-switch", "vmf-client", "vmf-tap0", "vmf-br0"

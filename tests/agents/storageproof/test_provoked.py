@@ -27,7 +27,6 @@ from tests.waiting import looks
 pytestmark = [
     pytest.mark.anyio,
     pytest.mark.slow,
-    pytest.mark.dealt,
 ]
 
 AREA = frozenset(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import time
 from enum import StrEnum
+from pathlib import Path
 from typing import Final
 
 from anyio.to_thread import run_sync
@@ -27,7 +28,11 @@ class Role(StrEnum):
 
 
 async def try_kills(kind: Kind, event_loop: str, role: Role, *, every: int = 1) -> tuple[Tally, list[str]]:
-    """Move a guest again and again while one agent dies, an instant later each time; give what it died at."""
+    """Move a guest again and again while one agent dies, an instant later each time; give what it died at.
+
+    Some instants come side by side, and in another order in the next move: what the numbers of a series of all
+    instants passed over is died at by its name.
+    """
     died_at: list[str] = []
     async with stage(kind, event_loop, has_networks=False) as place:
         # The first move of a guest claims its first generation as well; all later ones are alike.
@@ -41,17 +46,26 @@ async def try_kills(kind: Kind, event_loop: str, role: Role, *, every: int = 1) 
             died_at.append(name)
         else:
             raise AssertionError(f"there is no end of instants: {died_at}")
+        if every == 1:
+            for name in _instants(place).read_text().splitlines():
+                if name not in died_at and await _kill_at(place, role, name) is not None:
+                    died_at.append(name)
         return place.tally, died_at
 
 
-async def _kill_at(place: Stage, role: Role, number: int) -> str | None:
+def _instants(place: Stage) -> Path:
+    """Where the agent that is to die writes the instants of a move."""
+    return place.processes.fleet.folder / "instants"
+
+
+async def _kill_at(place: Stage, role: Role, fatal: int | str) -> str | None:
     """Let an agent die in the course of a move, then start it again; None: the move has no such instant."""
     processes = place.processes
     host = place.home if role is Role.SOURCE else place.away
-    instants = processes.fleet.folder / "instants"
+    instants = _instants(place)
     instants.unlink(missing_ok=True)
     await run_sync(processes.kill, host)
-    processes.programs[host] = ["-m", "tests.reliability.mortal", str(instants), str(number)]
+    processes.programs[host] = ["-m", "tests.reliability.mortal", str(instants), str(fatal)]
     await run_sync(processes.start, host)
     del processes.programs[host]
     async with place.trial():
@@ -60,6 +74,9 @@ async def _kill_at(place: Stage, role: Role, number: int) -> str | None:
             processes.running.pop(host)
             await run_sync(processes.start, host)
     if not died:
+        # It must not die in a later move, in which it may be the other end.
+        await run_sync(processes.kill, host)
+        await run_sync(processes.start, host)
         return None
     return instants.read_text().splitlines()[-1]
 

@@ -1,8 +1,8 @@
-"""`python -m tests.reliability.mortal FILE N COMMAND...`: vmferry that is killed at the N-th instant that matters.
+"""`python -m tests.reliability.mortal FILE N|NAME COMMAND...`: vmferry that is killed at an instant that matters.
 
-An instant is just before and just after: an entry of a journal, a claim of ownership, a question that changes
-something at the destination, the stop, the start or the end of a guest. Each is written to FILE as it comes; the last
-line names the one that was died at. N < 0: none, only write them down.
+It is the N-th, or the first of that name. An instant is just before and just after: an entry of a journal, a claim of
+ownership, a question that changes something at the destination, the stop, the start or the end of a guest. Each is
+written to FILE as it comes; the last line names the one that was died at. N < 0: none, only write them down.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ GUEST_CALLS: Final = ("pause_for_switchover", "save_device_state", "load_device_
 class Instants:
     """Counts instants and dies at one of them."""
 
-    def __init__(self, path: Path, fatal: int) -> None:
+    def __init__(self, path: Path, fatal: int | str) -> None:
         self._path = path
-        self._left = fatal
+        self._fatal = fatal
+        self._passed = 0
         self._one_at_a_time = threading.Lock()
 
     def pass_by(self, name: str) -> None:
@@ -45,9 +46,9 @@ class Instants:
         with self._one_at_a_time:
             with self._path.open("a") as file:
                 print(name, file=file)
-            if self._left == 0:
+            if self._fatal in (name, self._passed):
                 os.kill(os.getpid(), signal.SIGKILL)
-            self._left -= 1
+            self._passed += 1
 
 
 def note_calls(instants: Instants, of: type, name: str, called: str) -> None:
@@ -107,6 +108,7 @@ def note_all(instants: Instants) -> None:
 
 
 if __name__ == "__main__":
-    note_all(Instants(Path(sys.argv[1]), int(sys.argv[2])))
+    told = sys.argv[2]
+    note_all(Instants(Path(sys.argv[1]), int(told) if told.lstrip("-").isdigit() else told))
     sys.argv[1:] = sys.argv[3:]
     sys.exit(main())

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from memory import linux
 from memory.dirty import TrackedArea, probe_kernel
 from memory.errors import TrackerError, TrackerLost
 from memory.layout import PAGE_BYTES, Layout
 from memory.ram import MappedRam, create_ram_file
-from memory.runs import Gfns, expand, whole
+from memory.runs import Gfns, check_runs, expand, whole
 from memory.uffd_wp import UffdWpTracker, open_uffd
 from tests.contracts.dirty_tracker import TOTAL_PAGES, DirtyTrackerContract
 from tests.memory.guest_process import GuestProcess
@@ -104,6 +105,30 @@ def test_more_regions_than_one_scan_holds_are_all_found(
     tracked.write(gfns)
     assert (expand(tracked.tracker.harvest()) == gfns).all()
     assert len(tracked.tracker.harvest()) == 0
+
+
+def test_a_tail_that_is_scanned_twice_leaves_the_log_in_order(
+    tracked: Tracked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan, ends = linux.pagemap_take_written, []
+
+    def scan_with_an_end_too_low(
+        pagemap: int, start: int, end: int, regions: NDArray[np.uint64]
+    ) -> tuple[int, int]:
+        rows, walk_end = scan(pagemap, start, end, regions)
+        ends.append(walk_end)
+        if len(ends) > 1:
+            return rows, walk_end
+        tracked.write(np.array([30, 50, 51]))
+        return rows, start + 20 * PAGE_BYTES
+
+    monkeypatch.setattr(linux, "pagemap_take_written", scan_with_an_end_too_low)
+    tracked.tracker.start()
+    tracked.write(np.array([3, 50, 52, TOTAL_PAGES - 1]))
+    runs = tracked.tracker.harvest()
+    assert len(ends) > 1
+    check_runs(runs, TOTAL_PAGES)
+    assert expand(runs).tolist() == [3, 30, 50, 51, 52, TOTAL_PAGES - 1]
 
 
 def test_a_closed_userfaultfd_is_a_lost_log_and_never_an_empty_one(tracked: Tracked) -> None:

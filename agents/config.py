@@ -44,6 +44,7 @@ from agents.storageproof.pools import is_uri
 from agents.storageproof.urls import problem_of_pattern
 from migrate.compression import Compression
 from migrate.plan import OnTimeout
+from migrate.source_ports import DELTA_CACHE_BYTES
 from transport.identity import Role
 from transport.limits import MAX_GUEST_NAME_CHARS, MAX_WINDOW_BYTES, MIN_DEAD_PEER_S, WINDOW_BYTES
 
@@ -75,6 +76,8 @@ MAX_MIGRATIONS: Final = 64
 MAX_CONNECTIONS: Final = 16
 # Two full records: with less, sealing and sending could not overlap. The largest is what a peer may ask for.
 MIN_WINDOW_BYTES: Final = 2 << 20
+# No working set that is larger is written again often enough for its copies to pay.
+MAX_DELTA_CACHE_BYTES: Final = 64 << 30
 DAY_S: Final = 86400.0
 # Below, not even the smallest guest fits; above, a ratio says nothing any more (guests that share most of their pages).
 MEMORY_RATIOS: Final = (0.1, 16.0)
@@ -162,6 +165,7 @@ class LimitSettings:
     incoming: int
     connections: int
     window_bytes: int
+    delta_cache_bytes: int
     bandwidth_bytes_per_s: int | None
     outage_s: float
     dead_peer_s: float
@@ -485,6 +489,7 @@ def _limits(section: Section) -> LimitSettings:
         incoming=section.optional("incoming", integer(1, MAX_MIGRATIONS), 4),
         connections=section.optional("connections", integer(1, MAX_CONNECTIONS), default_connections()),
         window_bytes=section.optional("window", size(MIN_WINDOW_BYTES, MAX_WINDOW_BYTES), WINDOW_BYTES),
+        delta_cache_bytes=section.optional("delta_cache", size(0, MAX_DELTA_CACHE_BYTES), DELTA_CACHE_BYTES),
         bandwidth_bytes_per_s=section.optional("bandwidth", cap, None),
         outage_s=section.optional("outage", duration(0.0, DAY_S), 300.0),
         dead_peer_s=section.optional("dead_peer", duration(MIN_DEAD_PEER_S, 3600.0), 10.0),

@@ -318,6 +318,7 @@ def _pages_family(shown: list[_Series]) -> Metric:
             ("zero", counts.zero_pages),
             ("raw", counts.raw_pages),
             ("zstd", counts.zstd_pages),
+            ("delta", counts.delta_pages),
         ):
             pages.add_metric((*series.labels, kind), count)
     return pages

@@ -37,6 +37,10 @@ class DirtyBitmap:
             raise ValueError(f"runs end at page {int(runs[-1].sum())} of {self._flags.size}")
         fill(self._flags, runs, True)
 
+    def unmark(self, runs: Runs) -> None:
+        """Remove the pages of `runs`."""
+        fill(self._flags, runs, False)
+
     def mark_all(self) -> None:
         """Add every page."""
         self._flags[:] = True

@@ -37,6 +37,12 @@ class RunCursor:
         """Pages that nobody has taken yet."""
         return self._total_pages - self._given_pages
 
+    def take_rest(self) -> Runs:
+        """Take all that nobody has taken yet, whatever the limit."""
+        with self._lock:
+            low, self._given_pages = self._given_pages, self._total_pages
+        return self._piece(low, self._total_pages)
+
     def take(self, max_pages: int | None = None) -> Runs:
         """Take the next pages: up to `max_pages`, and up to the cursor's own limit. No rows when all are taken.
 
@@ -49,6 +55,9 @@ class RunCursor:
             low = self._given_pages
             high = min(low + limit, self._total_pages)
             self._given_pages = high
+        return self._piece(low, high)
+
+    def _piece(self, low: int, high: int) -> Runs:
         if low == high:
             return empty_runs()
         # Pages low..high of all the pages in order: in rows `first` to `last`, both cut to fit.

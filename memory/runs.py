@@ -20,6 +20,7 @@ __all__ = [
     "Runs",
     "check_runs",
     "clip",
+    "clip_pages",
     "complement",
     "empty_runs",
     "expand",
@@ -147,6 +148,19 @@ def clip(runs: Runs, first_gfn: int, end_gfn: int) -> Runs:
     if end_gfn <= first_gfn:
         return empty_runs()
     return intersect(runs, np.array([[first_gfn, end_gfn - first_gfn]], dtype=np.int64))
+
+
+def clip_pages(runs: Runs, pages: int) -> Runs:
+    """Give the first `pages` pages of `runs`, or all of them."""
+    if pages <= 0:
+        return runs[:0]
+    ends = np.cumsum(runs[:, 1])
+    if len(runs) == 0 or pages >= int(ends[-1]):
+        return runs
+    last = int(np.searchsorted(ends, pages, side="left"))
+    piece = runs[: last + 1].copy()
+    piece[-1, 1] -= int(ends[last]) - pages
+    return piece
 
 
 def check_runs(runs: Runs, total_pages: int) -> None:

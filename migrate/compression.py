@@ -1,4 +1,4 @@
-"""Whether pages are worth compressing, found out by trying both while they are sent.
+"""Whether pages are worth compressing, and those that were sent before worth a delta, found out by trying it.
 
 Law: pure; it is told bytes and times. What counts is guest RAM moved per second from end to end, whatever holds
 it back: the link, this host's cores or the other's. No model of those is as good as a short trial: compression
@@ -14,16 +14,27 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-__all__ = ["ARM_BYTES", "Compression", "CompressionChooser"]
+__all__ = ["ARM_BYTES", "Compression", "CompressionChooser", "DeltaChooser", "arm_bytes"]
 
 ZSTD_LEVEL: Final = 1  # level 3 costs half the speed for 5 % of the bytes on guest RAM
-# Page bytes of one trial that the peer has acknowledged: 24 ms on a fast link, 1.3 s at 100 Mbit/s.
+# Page bytes of one trial that the peer has acknowledged, 24 ms on a fast link; and on a slow one, where so many would
+# take a second and half of them be sent for nothing, the bytes of 8 batches and a time that no wake-up matters in.
 ARM_BYTES: Final = 16 << 20
-# Trials between which the better way is used; doubled each time it proves to be the better one again.
-FIRST_STRETCH_ARMS: Final = 32
-LONGEST_STRETCH_ARMS: Final = 1024
+LEAST_ARM_BYTES: Final = 4 << 20
+ARM_S: Final = 0.02
+# Bytes of pages that go the better way between two trials; doubled each time it proves to be the better one again.
+FIRST_STRETCH_BYTES: Final = 512 << 20
+LONGEST_STRETCH_BYTES: Final = 16 << 30
 # The choice changes only for a clear gain: the rates are noisy.
 CLEAR_GAIN: Final = 1.1
+# Batches that go without a delta after one was tried for nothing, doubled each time: a guest that writes whole pages
+# anew pays for 2 % of its batches twice.
+LONGEST_WITHOUT_DELTA: Final = 64
+
+
+def arm_bytes(bytes_per_s: float) -> float:
+    """Give how many bytes of pages a trial has that moves so many a second."""
+    return min(max(LEAST_ARM_BYTES, ARM_S * bytes_per_s), ARM_BYTES)
 
 
 class Compression(StrEnum):
@@ -48,7 +59,7 @@ class _Arm:
 class CompressionChooser:
     """Chooses raw or zstd for each batch. Safe to call from several worker threads.
 
-    Sending is cut into arms of ARM_BYTES of pages. The first goes raw, the second zstd, then the better way
+    Sending is cut into arms of `arm_bytes` of pages. The first goes raw, the second zstd, then the better way
     for a stretch, then one arm the other way again, and so on. Time between rounds does not count.
 
     An arm's speed is that of its own acknowledged bytes, from the first of them on: what is given only fills the
@@ -68,12 +79,23 @@ class CompressionChooser:
         self._given = 0
         self._arm = _Arm(given=0)
         self._seen_s: float | None = None
-        self._stretch_arms = FIRST_STRETCH_ARMS
-        self._arms_left = 0
+        self._stretch_bytes = FIRST_STRETCH_BYTES
+        self._left_bytes = 0.0
 
     def level(self) -> int | None:
         """Give the zstd level for the next batch, or None for raw."""
         return ZSTD_LEVEL if self._is_zstd else None
+
+    @property
+    def saves_bytes(self) -> bool:
+        """Whether CPU is worth spending on fewer bytes: compression is the better way, or nobody knows yet.
+
+        Where it is not, pages are no faster as deltas either: copies, XOR and zstd of 64 MiB that are written sparsely
+        take 57 ms of CPU at both ends together, and whole pages 73 (2 vCPUs, loopback), but on more threads at once.
+        """
+        if self._compression is Compression.AUTO:
+            return self._better_is_zstd or len(self._rates) < 2
+        return self._compression is Compression.ZSTD
 
     def began(self, now_s: float) -> None:
         """A round begins: time counts from here."""
@@ -103,24 +125,30 @@ class CompressionChooser:
                 arm.took_s = 0.0
                 return
             moved = (acked - arm.seen_acked) * arm.page_bytes / arm.payload_bytes
-            if moved >= ARM_BYTES and arm.took_s > 0:
-                self._end_arm(moved / arm.took_s)
+            if arm.took_s > 0 and moved >= arm_bytes(moved / arm.took_s):
+                self._end_arm(moved, moved / arm.took_s)
                 self._arm = _Arm(given=self._given)
+
+    def passed(self, payload_bytes: int) -> None:
+        """A worker has made a payload of deltas: it says nothing about the two ways; an arm begins anew after it."""
+        with self._lock:
+            self._given += payload_bytes
+            self._arm = _Arm(given=self._given)
 
     def _pass_time(self, now_s: float) -> None:
         if self._seen_s is not None and now_s > self._seen_s:
             self._arm.took_s += now_s - self._seen_s
             self._seen_s = now_s
 
-    def _end_arm(self, bytes_per_s: float) -> None:
+    def _end_arm(self, moved_bytes: float, bytes_per_s: float) -> None:
         """Keep the arm's rate, and decide how the next one goes."""
         self._rates[self._is_zstd] = bytes_per_s
-        self._arms_left -= 1
+        self._left_bytes -= moved_bytes
         if len(self._rates) < 2:
             self._is_zstd = not self._is_zstd
-        elif self._is_zstd is not self._better_is_zstd or self._arms_left < 0:
+        elif self._is_zstd is not self._better_is_zstd:
             self._judge()
-        elif self._arms_left == 0:
+        elif self._left_bytes <= 0:
             self._is_zstd = not self._better_is_zstd
 
     def _judge(self) -> None:
@@ -128,8 +156,33 @@ class CompressionChooser:
         better, other = self._rates[self._better_is_zstd], self._rates[not self._better_is_zstd]
         if other > better * CLEAR_GAIN:
             self._better_is_zstd = not self._better_is_zstd
-            self._stretch_arms = FIRST_STRETCH_ARMS
+            self._stretch_bytes = FIRST_STRETCH_BYTES
         else:
-            self._stretch_arms = min(self._stretch_arms * 2, LONGEST_STRETCH_ARMS)
-        self._arms_left = self._stretch_arms
+            self._stretch_bytes = min(self._stretch_bytes * 2, LONGEST_STRETCH_BYTES)
+        self._left_bytes = self._stretch_bytes
         self._is_zstd = self._better_is_zstd
+
+
+class DeltaChooser:
+    """Chooses whether a batch whose pages have a base is tried as a delta. Safe to call from several worker threads.
+
+    A delta is worth its while nearly always: sparse writes cost a tenth of the CPU of plain zstd and a hundredth of the
+    bytes. Where pages are written as a whole it is work for nothing, and then it is tried now and then only.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._stretch = 0
+        self._left = 0
+
+    def tries(self) -> bool:
+        """Ask before each batch."""
+        with self._lock:
+            self._left -= 1
+            return self._left < 0
+
+    def tried(self, *, is_worth: bool) -> None:
+        """A batch was tried: whether it went as a delta."""
+        with self._lock:
+            self._stretch = 0 if is_worth else min(max(2 * self._stretch, 1), LONGEST_WITHOUT_DELTA)
+            self._left = self._stretch

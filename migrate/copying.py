@@ -2,6 +2,7 @@
 
 Law: no phases and no control messages. The order is fixed here: the log is started before RAM is looked at,
 and a round ends with a harvest, so a page that is written at any moment is in this round or in a later one.
+What was sent last is the base of a delta only where the round that sent it has ended (`memory.history`).
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ import anyio.to_thread
 from memory.bitmap import DirtyBitmap
 from memory.codec import BatchEncoder
 from memory.digest import GROUP_PAGES, RamDigest, total_of
-from memory.errors import TrackerLost
+from memory.history import PageHistory
 from memory.layout import PAGE_BYTES
-from memory.runs import Runs, clip, empty_runs, pages_in, subtract
-from migrate.compression import CompressionChooser
+from memory.runs import Runs, clip, empty_runs, pages_in, subtract, union
+from migrate.compression import CompressionChooser, DeltaChooser
 from migrate.devicestate import FAST_LINK_BYTES_PER_S
+from migrate.dirtylog import DirtyLog
 from migrate.errors import MigrationFailed
 from migrate.lastround import LastRound
 from migrate.messages import MAX_COMPARED_GROUPS
@@ -34,6 +36,10 @@ from migrate.stats import PageCounts, Progress, RoundStats
 __all__ = ["Copier"]
 
 RATE_SMOOTHING: Final = 0.3
+# The first look at the log within the first round, and how much longer it is until each next one: a guest that writes
+# shows its pages early, and of a round that takes minutes a dozen looks are enough.
+FIRST_LOOK_S: Final = 0.05
+LOOKS_GROW: Final = 1.5
 
 # (first group, digests of groups from there on) -> the groups that differ at the destination, and their pages' hashes
 Compare = Callable[[int, bytes], Awaitable[tuple[Sequence[int], bytes]]]
@@ -45,25 +51,33 @@ class Copier:
     def __init__(
         self,
         guest: RunningGuest,
+        log: DirtyLog,
         sender: PayloadSender,
         chooser: CompressionChooser,
         digest_key: bytes,
         clock: Callable[[], float],
+        *,
+        delta_cache_bytes: int = 0,
     ) -> None:
         self.sender: Final = sender
         self._guest = guest
+        self._log = log
         self._chooser = chooser
         self._digest_key = digest_key
         self._clock = clock
         self._digest = digest = RamDigest(guest.ram.total_pages, digest_key)
         # Not `self`: a cycle would keep the buffers of an ended migration until a full collection.
-        self._encoders = Pool(lambda: BatchEncoder(digest))
+        self._history = history = PageHistory(min(delta_cache_bytes, guest.ram.total_pages * PAGE_BYTES))
+        self._deltas = DeltaChooser()
+        self._encoders = Pool(lambda: BatchEncoder(digest, history=history))
         self._dirty = DirtyBitmap(guest.ram.total_pages)
         self._counts = PageCounts()
         self._producer: PageProducer | None = None
         self._in_hand: Runs = empty_runs()
+        # What the log has shown since this round began, and what of it may still be given room for a copy.
+        self._written: Runs = empty_runs()
+        self._hot: Runs = empty_runs()
         self._rounds: list[RoundStats] = []
-        self._is_tracking = False
         self._wire_rate_bytes_per_s = 0.0
         self._seen = (0, self._clock())
 
@@ -84,15 +98,6 @@ class Copier:
     async def audit(self) -> bytes:
         """Give the digest of all RAM as it is now, read page by page. The guest must not run."""
         return await anyio.to_thread.run_sync(lambda: total_of(self._guest.ram, self._digest_key))
-
-    async def start_tracking(self) -> None:
-        """Start the dirty log; from now on no write is missed.
-
-        Raises:
-            TrackerError: the guest is as before.
-        """
-        await anyio.to_thread.run_sync(self._guest.tracker.start)
-        self._is_tracking = True
 
     async def mark_differing(self, compare: Compare) -> int:
         """Make everything dirty that a destination which has part of the RAM lacks.
@@ -121,15 +126,16 @@ class Copier:
         """Make everything dirty that may differ from zero. Holes are zero at both ends and never sent."""
         self._dirty.mark(await anyio.to_thread.run_sync(self._guest.ram.populated_runs))
 
-    async def stop_tracking(self) -> None:
-        """End the dirty log. May be called twice."""
-        self._is_tracking = False
-        await anyio.to_thread.run_sync(self._guest.tracker.stop)
-
     async def round(self) -> RoundStats:
         """Send what is dirty, then see what the guest wrote meanwhile."""
         started_s, wire_bytes = self._clock(), self.sender.wire_bytes
-        counts = await self.send_dirty()
+        if self._rounds:
+            counts = await self.send_dirty()
+        else:
+            async with anyio.create_task_group() as beside:
+                beside.start_soon(self._look_now_and_then)
+                counts = await self.send_dirty()
+                beside.cancel_scope.cancel()
         sent_s = self._clock() - started_s
         await self.harvest()
         duration_s = max(self._clock() - started_s, 1e-6)
@@ -139,7 +145,7 @@ class Copier:
             sent_pages=counts.pages,
             wire_bytes=self.sender.wire_bytes - wire_bytes,
             dirty_pages=self._dirty.count,
-            dirty_rate_pages_per_s=self._dirty.count / duration_s,
+            dirty_rate_pages_per_s=pages_in(self._written) / duration_s,
             goodput_bytes_per_s=self._goodput(counts, sent_s),
         )
 
@@ -161,6 +167,23 @@ class Copier:
             await self.harvest()
             if not catches_up(rounds, sent_pages, self._dirty.count):
                 return
+
+    async def _look_now_and_then(self) -> None:
+        """While the first round is sent, put off what the guest writes: most of it are pages that it keeps writing.
+
+        What the log gave is dirty until the devices' writes have come in: only then may a page be copied that is not
+        sent again. A page that a worker has taken by then stays dirty.
+        """
+        wait_s = FIRST_LOOK_S
+        while True:
+            await anyio.sleep(wait_s)
+            wait_s *= LOOKS_GROW
+            with anyio.CancelScope(shield=True):
+                written = await self.harvest()
+                await self._guest.drain()
+                if self._producer is not None:
+                    self._dirty.unmark(self._producer.put_off(written))
+                    self._keep_copies()
 
     async def send_dirty(self) -> PageCounts:
         """Send everything that is dirty now and wait until the destination has it."""
@@ -192,8 +215,12 @@ class Copier:
         self._in_hand = empty_runs()
 
     def take_back_last(self) -> None:
-        """The last round was cut off and the guest runs on: whatever was in it is dirty again."""
+        """The last round was cut off and the guest runs on: whatever was in it is dirty again.
+
+        Some of it has arrived, and nobody knows what.
+        """
         self._dirty.mark(self._in_hand)
+        self._history.forget(self._in_hand)
         if self._producer is not None:
             self._counts += self._producer.counts
             self._producer = None
@@ -206,20 +233,18 @@ class Copier:
         self._producer = self._page_producer()
         last.add_pages(self._producer)
 
-    async def harvest(self) -> None:
-        """Add what the guest wrote since the last harvest; nothing where no log runs (a suspended guest).
+    async def harvest(self) -> Runs:
+        """Add what the guest wrote since the last harvest, and give it; nothing where no log runs.
 
         Raises:
             MigrationFailed: the log has a gap.
         """
-        if not self._is_tracking:
-            return
-        try:
-            # What was taken from the log is nowhere else: a cancellation must not lose it.
-            with anyio.CancelScope(shield=True):
-                self._dirty.mark(await anyio.to_thread.run_sync(self._guest.tracker.harvest))
-        except TrackerLost as exc:
-            raise MigrationFailed(f"the dirty log was lost: {exc}") from exc
+        # What was taken from the log is nowhere else: a cancellation must not lose it.
+        with anyio.CancelScope(shield=True):
+            written = await self._log.harvest()
+            self._dirty.mark(written)
+            self._written, self._hot = union(self._written, written), union(self._hot, written)
+        return written
 
     async def mark_discarded(self) -> None:
         """Make the pages dirty that the stopped guest gave back to the host: they are zero, and in no log.
@@ -255,15 +280,32 @@ class Copier:
             because=last.because if last else "",
         )
 
+    def _keep_copies(self) -> None:
+        """Have room for copies of what the guest writes, if deltas pay here."""
+        if self._chooser.saves_bytes:
+            self._history.keep(self._hot)
+        else:
+            self._history.clear()
+        self._hot = empty_runs()
+
     def _page_producer(self) -> PageProducer:
         self._in_hand = self._dirty.take_runs()
-        return PageProducer(
+        self._written = empty_runs()
+        if self._rounds:
+            self._keep_copies()
+        producer = PageProducer(
             ram=self._guest.ram,
             runs=self._in_hand,
             chooser=self._chooser,
+            deltas=self._deltas,
+            history=self._history,
             encoders=self._encoders,
             clock=self._clock,
         )
+        if not self._rounds:
+            # Whether copies pay is known later; what is sent late may have one.
+            producer.put_off(self._hot)
+        return producer
 
     def _goodput(self, counts: PageCounts, sent_s: float) -> float:
         """Guest RAM moved per second; a round too small to tell inherits the last one's."""

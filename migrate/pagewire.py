@@ -12,12 +12,15 @@ import threading
 from collections.abc import Callable
 from typing import Final, Generic, TypeVar
 
-from memory.codec import BatchDecoder, BatchEncoder, BatchStats
+import numpy as np
+
+from memory.codec import BatchDecoder, BatchEncoder, BatchStats, DecodedBatch
 from memory.cursor import RunCursor
 from memory.digest import RamDigest
+from memory.history import PageHistory
 from memory.layout import PAGE_BYTES
-from memory.runs import Runs, pages_in
-from migrate.compression import CompressionChooser
+from memory.runs import Runs, intersect, pages_in, subtract, union
+from migrate.compression import CompressionChooser, DeltaChooser
 from migrate.devicestate import STATE_MARK, StagedState
 from migrate.ports import GuestRam
 from migrate.stats import PageCounts
@@ -50,7 +53,11 @@ class Pool(Generic[_T]):
 
 
 class PageProducer:
-    """Gives the payloads of one round. An instance is a `migrate.ports.PayloadProducer`."""
+    """Gives the payloads of one round. An instance is a `migrate.ports.PayloadProducer`.
+
+    Pages that the guest writes again come last: those that `history` has no room for, those that it will have a base
+    of, those that it has.
+    """
 
     def __init__(
         self,
@@ -58,12 +65,18 @@ class PageProducer:
         ram: GuestRam,
         runs: Runs,
         chooser: CompressionChooser,
+        deltas: DeltaChooser,
+        history: PageHistory,
         encoders: Pool[BatchEncoder],
         clock: Callable[[], float],
     ) -> None:
         self._ram = ram
-        self._cursor = RunCursor(runs, BATCH_PAGES)
+        cold, hot, based = history.split(runs)
+        # Both are replaced together, under the lock.
+        self._whole = RunCursor(cold, BATCH_PAGES), RunCursor(hot, BATCH_PAGES)
+        self._based = RunCursor(based, BATCH_PAGES)
         self._chooser = chooser
+        self._deltas = deltas
         self._encoders = encoders
         self._clock = clock
         self._lock = threading.Lock()
@@ -78,38 +91,73 @@ class PageProducer:
     @property
     def remaining_pages(self) -> int:
         """Pages of this round that no worker has taken yet."""
-        return self._cursor.remaining_pages
+        with self._lock:
+            return sum(cursor.remaining_pages for cursor in (*self._whole, self._based))
 
     @property
     def payloads(self) -> int:
-        """How many payloads this round has left."""
-        return -(-self._cursor.remaining_pages // BATCH_PAGES)
+        """How many payloads this round has left, at most."""
+        with self._lock:
+            return sum(-(-cursor.remaining_pages // BATCH_PAGES) for cursor in (*self._whole, self._based))
+
+    def put_off(self, written: Runs) -> Runs:
+        """Send these pages after all others; give those of them that were not taken yet, and will be as they are then.
+
+        The guest goes on writing them: what is sent late is sent once.
+        """
+        with self._lock:
+            cold, hot = (cursor.take_rest() for cursor in self._whole)
+            late = intersect(cold, written)
+            self._whole = (
+                RunCursor(subtract(cold, late), BATCH_PAGES),
+                RunCursor(union(hot, late), BATCH_PAGES),
+            )
+        return union(late, intersect(hot, written))
 
     def __call__(self, out: memoryview) -> int:
         """Write the next payload to `out`; 0 when the round has no more pages."""
         encoder = self._encoders.borrow()
         encoder.clear()
         try:
-            is_ready = False
-            while not is_ready and len(runs := self._cursor.take()):
-                is_ready = encoder.load(self._ram, runs)
+            is_ready = as_delta = False
+            while not is_ready:
+                runs, has_base = self._take()
+                if not len(runs):
+                    break
+                as_delta = has_base and self._deltas.tries()
+                is_ready = encoder.load(self._ram, runs, as_delta=as_delta)
             stats = encoder.write(out, level=self._chooser.level())
         finally:
             self._encoders.give_back(encoder)
         if stats.payload_bytes:
             self._learn(stats)
+            if as_delta and is_ready:
+                self._deltas.tried(is_worth=stats.delta_pages > 0)
         return stats.payload_bytes
+
+    def _take(self) -> tuple[Runs, bool]:
+        """Take the next pages, and whether they have a base; none when all are taken."""
+        with self._lock:
+            for cursor in self._whole:
+                if len(runs := cursor.take()):
+                    return runs, False
+        return self._based.take(), True
 
     def _learn(self, stats: BatchStats) -> None:
         counts = PageCounts(
             zero_pages=stats.zero_pages,
             raw_pages=stats.raw_pages,
             zstd_pages=stats.zstd_pages,
+            delta_pages=stats.delta_pages,
             raw_bytes=stats.data_payload_bytes if stats.raw_pages else 0,
             zstd_bytes=stats.data_payload_bytes if stats.zstd_pages else 0,
+            delta_bytes=stats.data_payload_bytes if stats.delta_pages else 0,
         )
-        page_bytes = (stats.raw_pages + stats.zstd_pages) * PAGE_BYTES
-        self._chooser.gave(page_bytes, stats.payload_bytes, self._clock())
+        if stats.delta_pages:
+            self._chooser.passed(stats.payload_bytes)
+        else:
+            page_bytes = (stats.raw_pages + stats.zstd_pages) * PAGE_BYTES
+            self._chooser.gave(page_bytes, stats.payload_bytes, self._clock())
         with self._lock:
             self._counts += counts
 
@@ -146,17 +194,24 @@ class PageConsumer:
                 self._ram.scatter_zeros(batch.zero_runs)
                 self._digest.update_zeros(batch.zero_runs)
             if len(batch.data_runs):
-                self._ram.scatter(batch.data_runs, batch.pages)
-                self._prove(batch.data_runs)
+                self._write(batch)
         finally:
             self._decoders.give_back(decoder)
 
-    def _prove(self, runs: Runs) -> None:
+    def _write(self, batch: DecodedBatch) -> None:
+        runs = batch.data_runs
         buffer = self._readback.borrow()
         needed = pages_in(runs) * PAGE_BYTES
         if len(buffer) < needed:
             buffer = memoryview(bytearray(needed))
         try:
+            if batch.is_delta:
+                size = self._ram.gather(runs, buffer)
+                new = np.frombuffer(buffer[:size], dtype=np.uint64)
+                np.bitwise_xor(new, np.frombuffer(batch.pages, dtype=np.uint64), out=new)
+                self._ram.scatter(runs, buffer[:size])
+            else:
+                self._ram.scatter(runs, batch.pages)
             size = self._ram.gather(runs, buffer)
             self._digest.update(runs, buffer[:size])
         finally:

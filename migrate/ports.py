@@ -218,7 +218,8 @@ class HostSurvey(Protocol):
 # Fill the buffer with the next payload and give its length; 0 when there are no more, transport.producer.NOT_YET when
 # there is none now. Called from several worker threads at once. What was given is sent until it is acknowledged.
 PayloadProducer = Callable[[memoryview], int]
-# Take one opened payload. Called from several worker threads at once; it is acknowledged when this returns.
+# Take one opened payload. Called from several worker threads at once; it is acknowledged when this returns. Each comes
+# once, however often it was sent: a delta that was applied twice would be none.
 PayloadConsumer = Callable[[memoryview], None]
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from memory.layout import PAGE_BYTES
-from migrate.compression import ARM_BYTES, CLEAR_GAIN, Compression
+from migrate.compression import CLEAR_GAIN, Compression, arm_bytes
 from migrate.dirtying import Curve
 from migrate.forecast import Conditions
 from migrate.plan import (
@@ -45,7 +45,7 @@ ZERO_BYTES_PER_S: Final = 4e9
 WIRE_OVERHEAD: Final = 1.002
 # Control messages are not in `wire_bytes`; the hellos and the device state are.
 WIRE_FIXED_BYTES: Final = 8 << 10
-# What an arm gives beyond its bytes, while the window fills: `ARM_BYTES` are counted when they are acknowledged.
+# What an arm gives beyond its bytes, while the window fills: they are counted when they are acknowledged.
 IN_FLIGHT_BYTES: Final = 4 << 20
 # The harvest, the drain and the threads' awakening, once a round.
 ROUND_FIXED_S: Final = 0.003
@@ -162,7 +162,8 @@ class _Sending:
             return 0.0, data_bytes
         at, self._given_bytes = self._given_bytes, self._given_bytes + data_bytes
         end = self._given_bytes
-        first, second = ARM_BYTES + IN_FLIGHT_BYTES, 2 * (ARM_BYTES + IN_FLIGHT_BYTES)
+        first = arm_bytes(min(self._raw_bytes_per_s, self._cap_bytes_per_s)) + IN_FLIGHT_BYTES
+        second = first + arm_bytes(min(self._zstd_bytes_per_s, self._cap_bytes_per_s)) + IN_FLIGHT_BYTES
         raw = max(min(end, first) - at, 0.0)
         zstd = max(min(end, second) - max(at, first), 0.0)
         rest = max(end - max(at, second), 0.0)

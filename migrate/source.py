@@ -3,8 +3,9 @@
 Law: every step ends in `_advance`, which is the one place where the phase changes. Until SWITCHOVER everything
 that was done is on the undo stack; from SWITCHOVER on nothing is undone and ownership decides.
 
-Tasks: while pages are copied a watcher of the destination, one of the deadline and one that reports progress
-run beside it, in the task group of `_precopy` or `_suspend`, and end with it.
+Tasks: the dirty log is started beside the destination's preparations. While pages are copied a watcher of the
+destination, one of the deadline and one that reports progress run beside it, in the task group of `_precopy` or
+`_suspend`, and end with it.
 
 Longer than other modules: what is undone, and from when on no more, can only be judged of the whole procedure.
 """
@@ -23,6 +24,7 @@ from memory.errors import RamError
 from migrate.compression import CompressionChooser
 from migrate.controls import Controls
 from migrate.copying import Copier
+from migrate.dirtylog import DirtyLog
 from migrate.doubt import settle
 from migrate.errors import (
     InDoubt,
@@ -212,34 +214,48 @@ class OutgoingMigration:
             await self._journal_start(guest.facts)
         secret, digest_key = secrets.token_bytes(SECRET_BYTES), secrets.token_bytes(MIN_KEY_BYTES)
         self._undo.push(f"the empty machine on {settings.destination}", self._abort_destination)
-        prepared = await self._asker.ask(
-            Prepare(
-                protocol=PROTOCOL,
-                guest=guest.facts,
-                source_host=settings.host,
-                generation=self._current.generation,
-                ownership_dir=self._directory,
-                secret=secret,
-                digest_key=digest_key,
-                connections=settings.connections,
-                window_bytes=settings.window_bytes,
-                resumes=settings.resumes,
-            ),
-            Prepared,
+        log = self._log = DirtyLog(guest.tracker)
+        request = Prepare(
+            protocol=PROTOCOL,
+            guest=guest.facts,
+            source_host=settings.host,
+            generation=self._current.generation,
+            ownership_dir=self._directory,
+            secret=secret,
+            digest_key=digest_key,
+            connections=settings.connections,
+            window_bytes=settings.window_bytes,
+            resumes=settings.resumes,
         )
+        async with anyio.create_task_group() as beside:
+            if not self._controls.policy.is_offline:
+                beside.start_soon(self._start_log, guest, log)
+            prepared = await self._asker.ask(request, Prepared)
         self._is_resumed = prepared.is_resumed
         sender = await ports.open_sender(prepared, secret)
         self._undo.push("the data connections", sender.aclose)
         self._controls.attach_sender(sender)
         chooser = CompressionChooser(settings.compression, lambda: sender.acked_payload_bytes)
-        self._copier = Copier(guest, sender, chooser, digest_key, ports.clock)
+        self._copier = Copier(
+            guest,
+            log,
+            sender,
+            chooser,
+            digest_key,
+            ports.clock,
+            delta_cache_bytes=settings.delta_cache_bytes,
+        )
         return self._copier
 
-    async def _begin_precopy(self, guest: RunningGuest, copier: Copier) -> None:
-        """Start the dirty log, then see what there is to be sent."""
-        self._undo.push("the dirty log", copier.stop_tracking)
-        await copier.start_tracking()
+    async def _start_log(self, guest: RunningGuest, log: DirtyLog) -> None:
+        self._undo.push("the dirty log", log.stop)
+        await log.start()
         self._tally.tracking = guest.tracker.method
+
+    async def _begin_precopy(self, guest: RunningGuest, copier: Copier) -> None:
+        """See what there is to be sent."""
+        # What it has written while its destination was made ready are the pages that it will write again.
+        await copier.harvest()
         await self._mark_first(copier)
         self._began_s = anyio.current_time()
         self._advance(Event.PASSED, f"nothing speaks against it; writes are seen by {self._tally.tracking}")
@@ -492,7 +508,7 @@ class OutgoingMigration:
         ends = UndoStack()
         ends.push("the hold on the guest", guest.release)
         ends.push("the stopped copy of the guest", guest.destroy)
-        ends.push("the dirty log", copier.stop_tracking)
+        ends.push("the dirty log", self._log.stop)
         ends.push("the data connections", copier.sender.aclose)
         left_behind = await ends.run()
         remark = await self._end_journal("complete") or remark

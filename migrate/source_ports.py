@@ -8,13 +8,17 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Final
 
 from migrate.compression import Compression
 from migrate.messages import Prepared
 from migrate.ports import Caller, HostSurvey, Hypervisor, Journal, Observer, PayloadSender, SharedStorage
 from transport.limits import WINDOW_BYTES
 
-__all__ = ["SourcePorts", "SourceSettings"]
+__all__ = ["DELTA_CACHE_BYTES", "SourcePorts", "SourceSettings"]
+
+# Working sets of small guests fit, and four migrations at once take 256 MiB of a host that runs virtual machines.
+DELTA_CACHE_BYTES: Final = 64 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +30,8 @@ class SourceSettings:
 
     `call_timeout_s` bounds one request and its answer, `commit_timeout_s` the one that decides; the guest
     stands still during the latter.
+
+    `delta_cache_bytes` of pages are kept at most, as the base of deltas; with `compression` off there are none.
     """
 
     migration_id: str
@@ -34,6 +40,7 @@ class SourceSettings:
     connections: int = 2
     window_bytes: int = WINDOW_BYTES
     compression: Compression = Compression.AUTO
+    delta_cache_bytes: int = DELTA_CACHE_BYTES
     call_timeout_s: float = 30.0
     commit_timeout_s: float = 10.0
     audit: bool = True

@@ -23,21 +23,25 @@ class PageCounts:
     zero_pages: int = 0
     raw_pages: int = 0
     zstd_pages: int = 0
+    delta_pages: int = 0
     raw_bytes: int = 0
     zstd_bytes: int = 0
+    delta_bytes: int = 0
 
     @property
     def pages(self) -> int:
         """All pages sent."""
-        return self.zero_pages + self.raw_pages + self.zstd_pages
+        return self.zero_pages + self.raw_pages + self.zstd_pages + self.delta_pages
 
     def __add__(self, other: PageCounts) -> PageCounts:
         return PageCounts(
             zero_pages=self.zero_pages + other.zero_pages,
             raw_pages=self.raw_pages + other.raw_pages,
             zstd_pages=self.zstd_pages + other.zstd_pages,
+            delta_pages=self.delta_pages + other.delta_pages,
             raw_bytes=self.raw_bytes + other.raw_bytes,
             zstd_bytes=self.zstd_bytes + other.zstd_bytes,
+            delta_bytes=self.delta_bytes + other.delta_bytes,
         )
 
 

@@ -46,6 +46,7 @@ _MEANINGS: Final[Mapping[str, str]] = MappingProxyType(
         "zero pages": "only their numbers travel",
         "raw pages": "sent as they are",
         "zstd pages": "sent compressed",
+        "delta pages": "sent as what had changed in them",
         "link broke": "each of its connections counts",
         "link cut": "by the demo, amid a page",
         "dirty log": "how its writes are seen",

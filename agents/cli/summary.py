@@ -81,8 +81,13 @@ def report_json(report: Report) -> dict[str, object]:
         ],
         "ram_bytes": report.ram_bytes,
         "wire_bytes": report.wire_bytes,
-        "pages": {"zero": counts.zero_pages, "raw": counts.raw_pages, "zstd": counts.zstd_pages},
-        "payload_bytes": {"raw": counts.raw_bytes, "zstd": counts.zstd_bytes},
+        "pages": {
+            "zero": counts.zero_pages,
+            "raw": counts.raw_pages,
+            "zstd": counts.zstd_pages,
+            "delta": counts.delta_pages,
+        },
+        "payload_bytes": {"raw": counts.raw_bytes, "zstd": counts.zstd_bytes, "delta": counts.delta_bytes},
         "resent_bytes": report.resent_bytes,
         "link_breaks": report.link_breaks,
         "kept_pages": report.kept_pages,
@@ -117,6 +122,11 @@ def _rounds(rounds: int) -> str:
     return "1 round" if rounds == 1 else f"{rounds} rounds"
 
 
+def _shrunk(pages: int, to_bytes: int) -> str:
+    share = f", {100 * to_bytes / (pages * PAGE_BYTES):.0f} % of their size" if pages else ""
+    return f"{pages} in {approx_size(to_bytes)}{share}"
+
+
 def _traffic(report: Report) -> list[tuple[str, str]]:
     counts = report.counts
     rate = ""
@@ -128,10 +138,8 @@ def _traffic(report: Report) -> list[tuple[str, str]]:
         ("  zero pages", f"{counts.zero_pages}, sent as runs"),
         ("  raw pages", f"{counts.raw_pages} in {approx_size(counts.raw_bytes)}"),
     ]
-    zstd = f"{counts.zstd_pages} in {approx_size(counts.zstd_bytes)}"
-    if counts.zstd_pages:
-        zstd += f", {100 * counts.zstd_bytes / (counts.zstd_pages * PAGE_BYTES):.0f} % of their size"
-    rows.append(("  zstd pages", zstd))
+    rows.append(("  zstd pages", _shrunk(counts.zstd_pages, counts.zstd_bytes)))
+    rows.append(("  delta pages", _shrunk(counts.delta_pages, counts.delta_bytes)))
     if report.link_breaks or report.resent_bytes:
         times = {1: "once", 2: "twice"}.get(report.link_breaks, f"{report.link_breaks} times")
         rows.append(("link broke", f"{times}, {approx_size(report.resent_bytes)} sent again"))

@@ -296,6 +296,7 @@ class Outgoing:
                 destination=peer.name,
                 connections=settings.limits.connections,
                 window_bytes=settings.limits.window_bytes,
+                delta_cache_bytes=settings.limits.delta_cache_bytes,
                 compression=move.compression or settings.defaults.compression,
                 call_timeout_s=self._call_timeout_s,
                 commit_timeout_s=settings.limits.dead_peer_s,

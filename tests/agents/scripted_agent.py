@@ -199,7 +199,13 @@ def report(phase: Phase = Phase.COMPLETE, error: str | None = None) -> Report:
         else None,
         rounds=ROUNDS,
         counts=PageCounts(
-            zero_pages=8192, raw_pages=100, zstd_pages=8624, raw_bytes=409_600, zstd_bytes=20 << 20
+            zero_pages=8192,
+            raw_pages=100,
+            zstd_pages=8624,
+            delta_pages=500,
+            raw_bytes=409_600,
+            zstd_bytes=20 << 20,
+            delta_bytes=20_480,
         ),
         ram_bytes=64 << 20,
         wire_bytes=21 << 20,

@@ -25,6 +25,7 @@ from agents.storageproof.formats import MAX_NAME_BYTES, FormatInvalid, format_of
 from agents.units import parse_duration, parse_rate, parse_size
 from memory.codec import MAX_BATCH_PAGES, MAX_PAYLOAD_BYTES, BatchDecoder, BatchEncoder
 from memory.errors import CodecError
+from memory.history import PageHistory
 from memory.layout import PAGE_BYTES
 from memory.runs import Runs, expand, pages_in, runs_of_gfns
 from migrate.compression import Compression
@@ -83,7 +84,13 @@ def _batch_seeds() -> tuple[bytes, ...]:
         runs = runs_of_gfns(np.array(gfns, dtype=np.uint64))
         stats = BatchEncoder(None).encode_into(_Pages(), runs, out, level=level)
         seeds.append(bytes(out[: stats.payload_bytes]))
-    return tuple(seeds)
+    history = PageHistory(4 * PAGE_BYTES)
+    history.keep(runs)
+    encoder = BatchEncoder(None, history=history)
+    for as_delta in (False, True):
+        encoder.load(_Pages(), runs, as_delta=as_delta)
+        stats = encoder.write(out, level=None)
+    return (*seeds, bytes(out[: stats.payload_bytes]))
 
 
 def _fuzz_ownership(data: bytes) -> None:

@@ -24,6 +24,7 @@ from memory.codec import (
 )
 from memory.digest import RamDigest
 from memory.errors import CodecError
+from memory.history import PageHistory
 from memory.layout import PAGE_BYTES
 from memory.runs import Runs, check_runs, expand, pages_in
 from tests.fakes.ram import BytesRam
@@ -99,6 +100,76 @@ def test_the_digest_is_of_what_was_sent(fills: list[int], level: int | None) -> 
     received.update_zeros(batch.zero_runs)
     received.update(batch.data_runs, batch.pages)
     assert sent.total() == received.total()
+
+
+def sent_before(ram: BytesRam, pages: int) -> tuple[BatchEncoder, PageHistory]:
+    """Give an encoder that has sent pages 0 to `pages` of `ram`, and keeps them."""
+    history = PageHistory(TOTAL * PAGE_BYTES)
+    history.keep(run((0, pages)))
+    encoder = BatchEncoder(None, history=history)
+    encoder.encode_into(ram, run((0, pages)), memoryview(bytearray(MAX_PAYLOAD_BYTES)), level=None)
+    return encoder, history
+
+
+def send_delta(encoder: BatchEncoder, ram: BytesRam, pages: int) -> tuple[DecodedBatch, BatchStats]:
+    out = memoryview(bytearray(MAX_PAYLOAD_BYTES))
+    encoder.clear()
+    encoder.load(ram, run((0, pages)), as_delta=True)
+    stats = encoder.write(out, level=None)
+    return decode(bytes(out[: stats.payload_bytes])), stats
+
+
+def xored(old: bytes, batch: DecodedBatch) -> bytes:
+    return bytes(np.frombuffer(old, np.uint8) ^ np.frombuffer(batch.pages, np.uint8))
+
+
+def test_a_few_words_of_noise_that_were_written_travel_as_a_delta() -> None:
+    ram = ram_of([129] * 64)
+    encoder, _ = sent_before(ram, 64)
+    for version in range(3):
+        old = ram.contents[: 64 * PAGE_BYTES]
+        for gfn in range(64):
+            ram.write(gfn, page(129)[:100] + bytes([version] * 8) + page(129)[108:])
+        batch, stats = send_delta(encoder, ram, 64)
+        assert batch.is_delta
+        assert (stats.delta_pages, stats.raw_pages, stats.zstd_pages) == (64, 0, 0)
+        assert stats.payload_bytes < 64 * PAGE_BYTES // 100
+        assert xored(bytes(old), batch) == bytes(ram.contents[: 64 * PAGE_BYTES])
+
+
+def test_pages_that_were_written_anew_travel_whole_and_are_the_next_base() -> None:
+    ram = ram_of([128] * 8)
+    encoder, history = sent_before(ram, 8)
+    for gfn in range(8):
+        ram.write(gfn, page(200 + gfn))
+    batch, stats = send_delta(encoder, ram, 8)
+    assert not batch.is_delta
+    assert (stats.delta_pages, stats.raw_pages) == (0, 8)
+    assert bytes(batch.pages) == bytes(ram.contents[: 8 * PAGE_BYTES])
+    bases = np.empty((8, PAGE_BYTES // 8), np.uint64)
+    history.bases(run((0, 8)), bases)
+    assert bases.tobytes() == bytes(batch.pages)
+
+
+def test_a_page_that_became_zero_is_zero_and_so_is_its_base() -> None:
+    ram = ram_of([128, 129, 128])
+    encoder, _ = sent_before(ram, 3)
+    ram.write(1, page(0))
+    batch, stats = send_delta(encoder, ram, 3)
+    assert (batch.is_delta, batch.zero_runs.tolist(), stats.delta_pages) == (True, [[1, 1]], 2)
+    assert not any(batch.pages)
+    ram.write(1, bytes(4000) + b"x" * 96)
+    batch, _ = send_delta(encoder, ram, 3)
+    assert bytes(batch.pages) == bytes(PAGE_BYTES) + bytes(4000) + b"x" * 96 + bytes(PAGE_BYTES)
+
+
+def test_a_delta_without_a_base_is_our_mistake() -> None:
+    ram = ram_of([128, 129])
+    with pytest.raises(ValueError, match="no base"):
+        BatchEncoder(None).load(ram, run((0, 2)), as_delta=True)
+    encoder, _ = sent_before(ram, 1)
+    with pytest.raises(ValueError, match="no base"):
+        encoder.load(ram, run((0, 2)), as_delta=True)
 
 
 def test_one_encoder_serves_batches_of_any_kind_one_after_another() -> None:
@@ -236,7 +307,7 @@ HOSTILE = {
     "version 0": payload_of(version=0, zero=((0, 1),)),
     "version 2": payload_of(version=2, zero=((0, 1),)),
     "kind zero": payload_of(kind=PageKind.ZERO, zero=((0, 1),)),
-    "kind unknown": payload_of(kind=3, zero=((0, 1),)),
+    "kind unknown": payload_of(kind=4, zero=((0, 1),)),
     "reserved bits": payload_of(reserved=1, zero=((0, 1),)),
     "no runs": payload_of(),
     "one run too many": payload_of(zero=tuple((2 * n, 1) for n in range(MAX_RUNS + 1))),
@@ -260,6 +331,10 @@ HOSTILE = {
     "257 zstd pages": payload_of(
         kind=PageKind.ZSTD, data=((0, 257),), body=zstandard.compress(bytes(257 * PAGE_BYTES))
     ),
+    "delta without runs": payload_of(kind=PageKind.DELTA, zero=((0, 1),), body=FRAME),
+    "delta without a body": payload_of(kind=PageKind.DELTA, data=((0, 1),)),
+    "delta that is no frame": payload_of(kind=PageKind.DELTA, data=((0, 1),), body=ONE),
+    "delta of a page too many": payload_of(kind=PageKind.DELTA, data=((0, 2),), body=FRAME),
     "no frame": payload_of(kind=PageKind.ZSTD, data=((0, 1),), body=b"no frame"),
     "frame too long": payload_of(kind=PageKind.ZSTD, data=((0, 1),), body=zstandard.compress(ONE + b"x")),
     "frame too short": payload_of(kind=PageKind.ZSTD, data=((0, 1),), body=zstandard.compress(ONE[1:])),
@@ -327,9 +402,13 @@ def golden_batch() -> DecodedBatch:
     )
 
 
-@pytest.mark.parametrize("name", ["batch_v1_raw.bin", "batch_v1_zstd.bin"])
-def test_golden_bytes_are_read_as_ever(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "is_delta"),
+    [("batch_v1_raw.bin", False), ("batch_v1_zstd.bin", False), ("batch_v1_delta.bin", True)],
+)
+def test_golden_bytes_are_read_as_ever(name: str, is_delta: bool) -> None:
     batch, expected = decode((VECTORS / name).read_bytes()), golden_batch()
+    assert batch.is_delta == is_delta
     assert batch.zero_runs.tolist() == expected.zero_runs.tolist()
     assert batch.data_runs.tolist() == expected.data_runs.tolist()
     assert batch.pages == expected.pages

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from memory.codec import MAX_PAYLOAD_BYTES, BatchDecoder, BatchEncoder
+from memory.history import PageHistory
 from memory.layout import PAGE_BYTES
 from memory.runs import Runs, empty_runs, whole
-from migrate.compression import Compression, CompressionChooser
+from migrate.compression import Compression, CompressionChooser, DeltaChooser
 from migrate.devicestate import STATE_MARK, StagedState
 from migrate.lastround import LastRound
 from migrate.pagewire import PageProducer, Pool
@@ -31,6 +32,8 @@ def pages_of(ram: ArrayRam, *, runs: Runs | None = None) -> PageProducer:
         ram=ram,
         runs=whole(PAGES) if runs is None else runs,
         chooser=CompressionChooser(Compression.OFF, int),
+        deltas=DeltaChooser(),
+        history=PageHistory(0),
         encoders=Pool(lambda: BatchEncoder(None)),
         clock=time.monotonic,
     )
@@ -111,7 +114,7 @@ def test_threads_that_take_at_once_take_everything_once() -> None:
                 with lock:
                     payloads.append(bytes(out[:size]))
 
-    takers = [threading.Thread(target=take) for _ in range(3)]
+    takers = [threading.Thread(target=take, daemon=True) for _ in range(3)]
     for taker in takers:
         taker.start()
     last.add_state(b"early")

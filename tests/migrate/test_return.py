@@ -5,11 +5,12 @@ from __future__ import annotations
 import anyio
 import pytest
 
+from memory.runs import Runs, pages_in
 from migrate.messages import Arm, Load
 from migrate.phases import Phase
 from migrate.plan import Policy
 from migrate.source import MAX_STOPS
-from tests.migrate.world import FACTS, World
+from tests.migrate.world import FACTS, PAGES, World
 
 pytestmark = pytest.mark.anyio
 
@@ -73,6 +74,31 @@ async def test_the_precopy_goes_on_from_what_the_destination_has(stops: int) -> 
     assert (True, True) not in world.history
     said = next(because for _, new, because in world.watchers["a"].changes if because.endswith("copied on"))
     assert "stood still for 0.2 s" in said
+
+
+async def test_pages_that_were_lost_with_a_stop_that_was_left_are_no_base() -> None:
+    world = World()
+    gather, stalled = world.guest.ram.gather, list[int]()
+
+    def gather_and_stall(runs: Runs, out: memoryview) -> int:
+        # What is copied now is under way when the link stalls, and never arrives.
+        if world.sender is not None and world.watchers["a"].changes[-1][1] is Phase.STOP and not stalled:
+            stalled.append(pages_in(runs))
+            world.sender.stall()
+        return gather(runs, out)
+
+    def go_on() -> None:
+        if stalled and world.sender is not None:
+            world.sender.go_on()
+
+    world.guest.ram.gather = gather_and_stall  # type: ignore[method-assign]
+    world.watchers["a"].at_phase[Phase.PRECOPY] = go_on
+    # All of them: each page of the last round has been sent before.
+    world.guest.dirty_per_round = [PAGES, PAGES, 60, 20, 9, 9, 9, 9]
+    report = await world.migrate(POLICY)
+    assert report.phase is Phase.COMPLETE, report.error
+    assert stalled
+    assert report.source_digest == report.destination_digest
 
 
 async def test_a_device_state_of_a_stop_that_was_left_is_void() -> None:

@@ -465,6 +465,8 @@ class Watcher:
 class InMemorySender:
     """The data plane without a wire: each payload is one operation of the fuse, and a break sends it again.
 
+    It is applied once all the same, as `ReceiveBundle` does.
+
     `bytes_per_s` is the link's rate in the loop's own time.
     """
 
@@ -498,8 +500,7 @@ class InMemorySender:
                 self.link_breaks += 1
                 self.resent_bytes += size
                 self.wire_bytes += size
-                if self._fuse.lose_after_send:
-                    self._consumer(self._buffer[:size])
+            # One that arrived and whose acknowledgement was lost is sent again, and dropped there.
             self._consumer(self._buffer[:size])
             self.wire_bytes += size
             self.acked_payload_bytes += size

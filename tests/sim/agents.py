@@ -91,6 +91,7 @@ def settings_of(name: str, names: list[str], state_dir: Path) -> Settings:
             incoming=NO_LIMIT,
             connections=1,
             window_bytes=4 << 20,
+            delta_cache_bytes=64 << 20,
             bandwidth_bytes_per_s=None,
             outage_s=OUTAGE_S,
             dead_peer_s=DEAD_PEER_S,

@@ -32,6 +32,7 @@ on the wire     1.00 MiB, 2.10 MB/s on average       sealed, everything included
   zero pages    3, sent as runs                      only their numbers travel
   raw pages     0 in 0 B                             sent as they are
   zstd pages    1021 in 488 KiB, 12 % of their size  sent compressed
+  delta pages   300 in 4.00 KiB, 0 % of their size   sent as what had changed in them
 link broke      4 times, 2.00 KiB sent again         each of its connections counts
 dirty log       uffd-wp                              how its writes are seen
 link cut        2 of 2 times                         by the demo, amid a page

@@ -24,21 +24,23 @@ on the wire     21.0 MiB, 17.6 MB/s on average
   zero pages    8192, sent as runs
   raw pages     100 in 400 KiB
   zstd pages    8624 in 20.0 MiB, 59 % of their size
+  delta pages   500 in 20.0 KiB, 1 % of their size
 dirty log       userfaultfd
 proof           all RAM was read again at the source (210 ms), the digests of both ends are equal: 0001020304050607"""
 
 ROLLED_BACK = """\
-ended         vm1 was not moved: it runs on host-a
-because       the link fell
-total         1.25 s, 2 rounds
-guest RAM     64.0 MiB
-on the wire   21.0 MiB, 17.6 MB/s on average
-  zero pages  8192, sent as runs
-  raw pages   100 in 400 KiB
-  zstd pages  8624 in 20.0 MiB, 59 % of their size
-link broke    twice, 3.00 MiB sent again
-dirty log     userfaultfd
-proof         none: the guest did not leave"""
+ended          vm1 was not moved: it runs on host-a
+because        the link fell
+total          1.25 s, 2 rounds
+guest RAM      64.0 MiB
+on the wire    21.0 MiB, 17.6 MB/s on average
+  zero pages   8192, sent as runs
+  raw pages    100 in 400 KiB
+  zstd pages   8624 in 20.0 MiB, 59 % of their size
+  delta pages  500 in 20.0 KiB, 1 % of their size
+link broke     twice, 3.00 MiB sent again
+dirty log      userfaultfd
+proof          none: the guest did not leave"""
 
 
 def test_a_complete_move_reads_like_this() -> None:
@@ -95,8 +97,8 @@ def test_the_json_has_every_promised_key_with_its_unit() -> None:
     assert printed["downtime_ms"] == pytest.approx(5.4)
     assert list(printed["downtime_parts_ms"]) == ["pause", "last_pages", "device_state", "load", "resume"]
     assert sum(printed["downtime_parts_ms"].values()) == pytest.approx(printed["downtime_ms"])
-    assert printed["pages"] == {"zero": 8192, "raw": 100, "zstd": 8624}
-    assert printed["payload_bytes"] == {"raw": 409_600, "zstd": 20 << 20}
+    assert printed["pages"] == {"zero": 8192, "raw": 100, "zstd": 8624, "delta": 500}
+    assert printed["payload_bytes"] == {"raw": 409_600, "zstd": 20 << 20, "delta": 20_480}
     assert [one["number"] for one in printed["rounds"]] == [0, 1]
     assert printed["rounds"][0]["predicted_downtime_ms"] == pytest.approx(31.0)
 

@@ -36,7 +36,7 @@ REPORT = Report(
             goodput_bytes_per_s=2e7,
         ),
     ),
-    counts=PageCounts(zero_pages=3, zstd_pages=1021, zstd_bytes=500_000),
+    counts=PageCounts(zero_pages=3, zstd_pages=1021, delta_pages=300, zstd_bytes=500_000, delta_bytes=4096),
     ram_bytes=8 << 20,
     wire_bytes=1 << 20,
     resent_bytes=2048,

@@ -15,6 +15,7 @@ LIMITS = LimitSettings(
     incoming=5,
     connections=1,
     window_bytes=4 << 20,
+    delta_cache_bytes=0,
     bandwidth_bytes_per_s=None,
     outage_s=1.0,
     dead_peer_s=1.0,

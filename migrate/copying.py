@@ -29,17 +29,20 @@ from migrate.lastround import LastRound
 from migrate.messages import MAX_COMPARED_GROUPS
 from migrate.pagewire import BATCH_PAGES, PageProducer, Pool
 from migrate.phases import Phase
-from migrate.plan import ASSUMED_GOODPUT_BYTES_PER_S, TELLING_PAGES, Decision, catches_up
+from migrate.plan import (
+    ASSUMED_GOODPUT_BYTES_PER_S,
+    FIRST_LOOK_S,
+    LOOKS_GROW,
+    TELLING_PAGES,
+    Decision,
+    catches_up,
+)
 from migrate.ports import PayloadSender, RunningGuest
 from migrate.stats import PageCounts, Progress, RoundStats
 
 __all__ = ["Copier"]
 
 RATE_SMOOTHING: Final = 0.3
-# The first look at the log within the first round, and how much longer it is until each next one: a guest that writes
-# shows its pages early, and of a round that takes minutes a dozen looks are enough.
-FIRST_LOOK_S: Final = 0.05
-LOOKS_GROW: Final = 1.5
 
 # (first group, digests of groups from there on) -> the groups that differ at the destination, and their pages' hashes
 Compare = Callable[[int, bytes], Awaitable[tuple[Sequence[int], bytes]]]

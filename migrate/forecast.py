@@ -97,12 +97,17 @@ class ContentSample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestLoad:
-    """What a guest writes and what its RAM holds. Holes, which are never sent, are no part of `populated_bytes`."""
+    """What a guest writes and what its RAM holds. Holes, which are never sent, are no part of `populated_bytes`.
+
+    `delta_bytes` of payload is what had changed in `rewritten_pages` that were written twice while it was watched.
+    """
 
     populated_bytes: int
     windows: tuple[WriteWindow, ...]
     sample: ContentSample
     took_s: float
+    rewritten_pages: int = 0
+    delta_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +128,7 @@ class Conditions:
     is_offline: bool
     compression: Compression
     audit: bool
+    delta_cache_bytes: int = 0
 
     @property
     def policy(self) -> Policy:
@@ -214,6 +220,8 @@ class MoveOutcome:
     raw_pages: int = 0
     zstd_pages: int = 0
     zstd_bytes: int = 0
+    delta_pages: int = 0
+    delta_bytes: int = 0
     error: str = ""
 
     @property

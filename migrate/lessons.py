@@ -108,7 +108,10 @@ def outcome_of(
         cpu_s=cpu_s,
         fixed_s=down.total_s - down.last_pages_s if down else None,
         overhead_s=max(report.total_s - rounds_s - (down.total_s if down else 0.0), 0.0),
-        windows=tuple(WriteWindow(window_s=one.duration_s, pages=one.dirty_pages) for one in telling),
+        windows=tuple(
+            WriteWindow(window_s=one.duration_s, pages=round(one.dirty_rate_pages_per_s * one.duration_s))
+            for one in telling
+        ),
         first_s=first.duration_s if first else 0.0,
         first_raw_bytes=int(data_bytes * (1 - zstd)),
         first_zstd_bytes=int(data_bytes * zstd),
@@ -118,6 +121,8 @@ def outcome_of(
         raw_pages=counts.raw_pages,
         zstd_pages=counts.zstd_pages,
         zstd_bytes=counts.zstd_bytes,
+        delta_pages=counts.delta_pages,
+        delta_bytes=counts.delta_bytes,
         error=(report.error or "")[:256],
     )
 

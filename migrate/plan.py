@@ -18,6 +18,8 @@ from migrate.stats import RoundStats
 __all__ = [
     "ASSUMED_FIXED_S",
     "ASSUMED_GOODPUT_BYTES_PER_S",
+    "FIRST_LOOK_S",
+    "LOOKS_GROW",
     "TELLING_PAGES",
     "Decision",
     "Next",
@@ -40,6 +42,10 @@ FEW_PAGES: Final = 64
 # Rounds without a new minimum of dirty pages before the planner calls it: the write rate of a real guest
 # swings, and a single worse round says nothing.
 STALLED_ROUNDS: Final = 12
+# The first look at the dirty log within the first round, and how much longer it is until each next one: a guest that
+# writes shows its pages early, and of a round that takes minutes a dozen looks are enough.
+FIRST_LOOK_S: Final = 0.05
+LOOKS_GROW: Final = 1.5
 # Pause, device state, load and resume together, before they are measured: 3-8 ms with an embedded guest.
 ASSUMED_FIXED_S: Final = 0.008
 # A round of fewer pages says more about thread wake-ups than about the link.

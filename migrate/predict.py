@@ -63,6 +63,8 @@ OVERHEAD_S: Final = (0.5, 2.0)
 FIXED_S: Final = (0.008, 2.0)
 LATE_S: Final = (0.03, 1.8)
 CPU_SPREAD: Final = 1.5
+# What has changed in a page, over its size, of a guest that nobody has watched: some words, or all of it.
+DELTA_SHARE: Final = (0.02, 10.0)
 # A measurement of the path, of a second, against what it carries for minutes.
 GOODPUT_SPREAD: Final = 1.15
 # Between two hosts that nobody has measured: 100 Mbit/s to 10 Gbit/s.
@@ -171,6 +173,7 @@ class _World:
             _seconds((one.outcome.overhead_s, one.weight) for one in learned), *OVERHEAD_S
         )
         self._fixed = _Known(_seconds((one.outcome.fixed_s, one.weight) for one in learned), *FIXED_S)
+        self._delta = _delta_share(load, of_guest)
         self._cpu = _Known(_cpu_factors(learned), 1.0, CPU_SPREAD)
         self._link = _link(conditions, learned)
 
@@ -185,6 +188,7 @@ class _World:
             populated_pages=populated,
             data_share=data_share,
             zstd_share=zstd_share,
+            delta_share=self._delta.draw(random_),
             host_factor=self._host.draw(random_),
             path_bytes_per_s=path,
             cap_bytes_per_s=cap,
@@ -246,6 +250,19 @@ def _remembered(of_guest: Sequence[Lesson]) -> GuestLoad | None:
     )
 
 
+def _delta_share(load: GuestLoad | None, of_guest: Sequence[Lesson]) -> _Known:
+    """Give what a page that is written again shrinks to: as the probe saw it, or as this guest's moves did."""
+    if load is not None and load.rewritten_pages > 0:
+        share = load.delta_bytes / (load.rewritten_pages * PAGE_BYTES)
+        return _Known((), min(max(share, 1e-4), 1.0), 1.5)
+    seen = [
+        (min(max(one.outcome.delta_bytes / (one.outcome.delta_pages * PAGE_BYTES), 1e-4), 1.0), one.weight)
+        for one in of_guest
+        if one.outcome.delta_pages > 0
+    ]
+    return _Known(tuple(seen), *DELTA_SHARE)
+
+
 def _seconds(seen: Iterable[tuple[float | None, float]]) -> tuple[tuple[float, float], ...]:
     """Leave out what no time can be: a store may say anything."""
     return tuple((value, weight) for value, weight in seen if value is not None and 0 < value < MAX_SECONDS)
@@ -305,7 +322,10 @@ def _cpu_factors(learned: Sequence[Lesson]) -> tuple[tuple[float, float], ...]:
         ):
             continue
         pages_s = pages_cpu_s(
-            outcome.raw_pages * PAGE_BYTES, outcome.zstd_pages * PAGE_BYTES, outcome.zero_pages * PAGE_BYTES
+            outcome.raw_pages * PAGE_BYTES,
+            outcome.zstd_pages * PAGE_BYTES,
+            outcome.zero_pages * PAGE_BYTES,
+            outcome.delta_pages * PAGE_BYTES,
         )
         ideal_s = cpu_of(
             one.move.prediction.conditions,

@@ -21,8 +21,19 @@ import xxhash
 
 from memory.codec import MAX_PAYLOAD_BYTES, BatchEncoder
 from memory.errors import TrackerLost
+from memory.history import PageHistory
 from memory.layout import PAGE_BYTES
-from memory.runs import Gfns, Runs, pages_in, runs_of_gfns
+from memory.runs import (
+    Gfns,
+    Runs,
+    clip_pages,
+    empty_runs,
+    intersect,
+    pages_in,
+    runs_of_gfns,
+    subtract,
+    union,
+)
 from migrate.compression import ZSTD_LEVEL
 from migrate.errors import MigrationFailed
 from migrate.forecast import (
@@ -61,20 +72,30 @@ async def probe(
     populated = await anyio.to_thread.run_sync(guest.ram.populated_runs)
     sample = await anyio.to_thread.run_sync(sample_content, guest.ram, populated)
     windows: list[WriteWindow] = []
+    rewrites = _Rewrites(guest.ram)
     if guest.facts.is_running:
-        windows = await watch_writes(guest.tracker, probe_s, clock)
+        windows = await watch_writes(guest.tracker, probe_s, clock, rewrites.see)
+    rewritten_pages, delta_bytes = await anyio.to_thread.run_sync(rewrites.measure)
     return GuestLoad(
         populated_bytes=pages_in(populated) * PAGE_BYTES,
         windows=tuple(windows),
         sample=sample,
         took_s=clock() - began_s,
+        rewritten_pages=rewritten_pages,
+        delta_bytes=delta_bytes,
     )
 
 
 async def watch_writes(
-    tracker: DirtyTracker, probe_s: float, clock: Callable[[], float] = anyio.current_time
+    tracker: DirtyTracker,
+    probe_s: float,
+    clock: Callable[[], float] = anyio.current_time,
+    see: Callable[[Runs], None] = lambda written: None,
 ) -> list[WriteWindow]:
-    """Start a dirty log, harvest it in windows that grow, and stop it whatever happens. Raises like `probe`."""
+    """Start a dirty log, harvest it in windows that grow, and stop it whatever happens. Raises like `probe`.
+
+    `see` is called after each window, in a thread, with what was written in it.
+    """
     unit_s = probe_s / (2**WINDOWS - 1)
     seen: list[WriteWindow] = []
     try:
@@ -88,12 +109,41 @@ async def watch_writes(
             closed_s = clock()
             seen.append(WriteWindow(window_s=max(closed_s - opened_s, 1e-6), pages=pages_in(written)))
             opened_s = closed_s
+            await anyio.to_thread.run_sync(see, written)
     except TrackerLost as exc:
         raise MigrationFailed(f"the dirty log was lost: {exc}") from exc
     finally:
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(tracker.stop)
     return seen
+
+
+class _Rewrites:
+    """What changes in a page between two writes of it, seen at the first pages that a watched guest writes."""
+
+    def __init__(self, ram: GuestRam) -> None:
+        self._ram = ram
+        self._history = PageHistory(BATCH_PAGES * PAGE_BYTES)
+        self._encoder = BatchEncoder(None, history=self._history)
+        self._copied = self._rewritten = empty_runs()
+
+    def see(self, written: Runs) -> None:
+        """Note what was written again, and copy pages until a batch of them is there."""
+        self._rewritten = union(self._rewritten, intersect(self._copied, written))
+        new = clip_pages(subtract(written, self._copied), BATCH_PAGES - pages_in(self._copied))
+        if len(new):
+            self._history.keep(new)
+            self._encoder.load(self._ram, new)
+            self._encoder.clear()
+            self._copied = union(self._copied, new)
+
+    def measure(self) -> tuple[int, int]:
+        """Give how many pages were written again, and the bytes of payload that they would be sent as."""
+        if not len(self._rewritten):
+            return 0, 0
+        self._encoder.load(self._ram, self._rewritten, as_delta=True)
+        stats = self._encoder.write(memoryview(bytearray(MAX_PAYLOAD_BYTES)), level=ZSTD_LEVEL)
+        return pages_in(self._rewritten), stats.data_payload_bytes
 
 
 def sample_content(ram: GuestRam, populated: Runs, *, seed: int = _SEED) -> ContentSample:

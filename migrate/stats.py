@@ -49,7 +49,8 @@ class PageCounts:
 class RoundStats:
     """One pass over the dirty pages.
 
-    `dirty_pages` is what the guest had written when the round ended: the work of the next round.
+    `dirty_pages` is the work of the next round: what the guest had written when this one ended and what was not sent
+    since. `dirty_rate_pages_per_s` counts each page that it wrote in the round once, also what was sent after that.
     `goodput_bytes_per_s` is guest RAM moved per second of sending, after compression did its part.
     """
 

@@ -411,6 +411,7 @@ class Outgoing:
             is_offline=policy.is_offline,
             compression=move.compression or self._host.settings.defaults.compression,
             audit=move.audit,
+            delta_cache_bytes=self._host.settings.limits.delta_cache_bytes,
         )
 
     def _peer(self, name: str) -> _Peer:

@@ -92,6 +92,7 @@ def truth(guest: Curve, **changed: object) -> Circumstances:
         "populated_pages": 128 * PAGES_PER_MIB,
         "data_share": 0.75,
         "zstd_share": 0.5,
+        "delta_share": 0.01,
         "host_factor": 1.0,
         "path_bytes_per_s": 110e6,
         "cap_bytes_per_s": math.inf,
@@ -188,6 +189,30 @@ def test_an_offline_move_stands_still_for_all_of_it() -> None:
     one = rehearse(conditions(is_offline=True), truth(curve(200, 64)))
     assert one.converges
     assert one.downtime_s == pytest.approx(96 * MIB / 110e6, rel=0.1)
+
+
+def test_deltas_make_a_guest_converge_that_writes_more_than_the_link_carries() -> None:
+    wanted = conditions(compression=Compression.AUTO, downtime_limit_s=0.04)
+    given = truth(curve(200, 64))
+    without, few = (rehearse(replace(wanted, delta_cache_bytes=MIB * mib), given) for mib in (0, 64))
+    assert not without.converges
+    assert few.converges
+    assert few.downtime_s < 0.03
+    # Pages that are written as a whole have none; neither do those that no cache has room for, nor pages that go raw.
+    for same in (
+        rehearse(replace(wanted, delta_cache_bytes=64 * MIB), replace(given, delta_share=0.6)),
+        rehearse(replace(wanted, delta_cache_bytes=64 * MIB, compression=Compression.OFF), given),
+    ):
+        assert not same.converges
+
+
+def test_what_a_probe_saw_of_a_pages_changes_is_foretold() -> None:
+    wanted = conditions(compression=Compression.AUTO, delta_cache_bytes=64 * MIB, downtime_limit_s=0.04)
+    guest = load_of(curve(200, 64))
+    sparse = predicted(wanted, replace(guest, rewritten_pages=100, delta_bytes=100 * 30))
+    whole_pages = predicted(wanted, replace(guest, rewritten_pages=100, delta_bytes=100 * PAGE_BYTES))
+    assert sparse.converges
+    assert not whole_pages.converges
 
 
 def test_compression_is_used_where_it_gains() -> None:

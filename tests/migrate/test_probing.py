@@ -9,7 +9,7 @@ import pytest
 
 from memory.errors import TrackerError
 from memory.layout import PAGE_BYTES
-from memory.runs import empty_runs, whole
+from memory.runs import Runs, empty_runs, expand, whole
 from migrate.errors import MigrationFailed
 from migrate.facts import GuestFacts
 from migrate.forecast import ContentSample
@@ -18,6 +18,7 @@ from migrate.probing import probe, sample_content, watch_writes
 from tests.agents.scripted_agent import guest_facts
 from tests.fakes.ram import BytesRam
 from tests.fakes.tracker import ScriptedTracker
+from tests.memory.strategies import run
 
 anyio_test = pytest.mark.anyio
 SHORT_S = 0.1
@@ -139,3 +140,41 @@ def test_a_guest_without_a_page_has_an_empty_sample() -> None:
     assert sample_content(BytesRam(64), empty_runs()) == ContentSample(
         pages=0, zero_pages=0, duplicate_pages=0, zstd_bytes=0
     )
+
+
+class Rewriting(ScriptedTracker):
+    """A guest that writes so many bytes of each of its first pages before every harvest."""
+
+    def __init__(self, ram: BytesRam, octets: int, pages: int = 100) -> None:
+        super().__init__([run((64, pages)) for _ in range(6)])
+        self._ram, self._octets, self._random = ram, octets, random.Random(3)
+
+    def harvest(self) -> Runs:
+        runs = super().harvest()
+        for gfn in expand(runs).tolist():
+            old = self._ram.contents[gfn * PAGE_BYTES : (gfn + 1) * PAGE_BYTES]
+            self._ram.write(gfn, self._random.randbytes(self._octets) + bytes(old[self._octets :]))
+        return runs
+
+
+@anyio_test
+@pytest.mark.parametrize(
+    ("octets", "low", "high"), [(8, 0.001, 0.02), (1024, 0.2, 0.4), (PAGE_BYTES, 1.0, 1.0)]
+)
+async def test_a_probe_sees_what_changes_in_a_page_that_is_written_again(
+    octets: int, low: float, high: float
+) -> None:
+    guest = guest_of(ScriptedTracker())
+    guest.ram = ram_with(256)
+    guest.tracker = Rewriting(guest.ram, octets)
+    load = await probe(guest.as_guest(), SHORT_S)
+    # 64 of them in one stretch of noise; the others are holes at first.
+    assert load.rewritten_pages == 100
+    assert low <= load.delta_bytes / (100 * PAGE_BYTES) <= high
+
+
+@anyio_test
+async def test_a_guest_that_writes_every_page_once_shows_nothing_of_deltas() -> None:
+    tracker = ScriptedTracker([empty_runs(), *(run((64 + 10 * n, 10)) for n in range(5))])
+    load = await probe(guest_of(tracker).as_guest(), SHORT_S)
+    assert (load.rewritten_pages, load.delta_bytes) == (0, 0)

@@ -3,7 +3,8 @@
 Law: a scenario is a file `bench/run_NAME.py` with `QUESTION: str` (one sentence) and
 `run(smoke: bool) -> dict[str, object]` (figures with units in their names; the answer is a `..._ratio`). With
 `smoke` it runs once and tiny, to prove that it still runs; such figures prove nothing else. One that lives through
-seeds takes `seeds: int` as well, and one of many rows `rows: Sequence[str]`: those that are wanted.
+seeds takes `seeds: int` as well, and one of many rows `rows: Sequence[str]`: those that are wanted, as `ways` are of
+what it compares with.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ __all__ = ["Scenario", "load", "main", "scenario_names"]
 
 FOLDER: Final = Path(__file__).resolve().parent
 # What only some scenarios may be told.
-OPTIONS: Final = ("seeds", "rows")
+OPTIONS: Final = ("seeds", "rows", "ways")
 
 
 class RunScenario(Protocol):
@@ -116,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--smoke", action="store_true", help="once and tiny: only to see that it runs")
     parser.add_argument("--seeds", type=int, metavar="N", help="how many seeds, where there are any (chaos)")
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="only these, where there are many (qemu)")
+    parser.add_argument("--ways", nargs="+", metavar="WAY", help="only these of the other side (qemu)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     return parser
 

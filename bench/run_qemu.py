@@ -45,14 +45,17 @@ GOALS: Final = {"downtime": 0.3, "total_loopback": 0.7, "cpu_loopback": 0.8, "to
 Rows = dict[str, list[dict[str, float]]]
 
 
-def run(smoke: bool, rows: Sequence[str] = ()) -> dict[str, object]:
+def run(smoke: bool, rows: Sequence[str] = (), ways: Sequence[str] = ()) -> dict[str, object]:
     """Give medians of each way in each row, and the ratios of vmferry to the best encrypted one.
 
-    `rows` are those that are wanted, as LINK_wrRATE; empty means all.
+    `rows` are those that are wanted, as LINK_wrRATE, and `ways` the configurations of QEMU; empty means all.
     """
     known = [_row(link, rate) for rate in RATES for link in LINKS]
     if strange := sorted(set(rows) - set(known)):
         raise ValueError(f"no row {', '.join(strange)}; there are: {', '.join(known)}")
+    names = [way.name for way in WAYS]
+    if strange := sorted(set(ways) - set(names)):
+        raise ValueError(f"no way {', '.join(strange)}; there are: {', '.join(names)}")
     try:
         binary, kernel = find_qemu(), find_kernel()
     except (NoQemu, KernelMissing) as exc:
@@ -70,8 +73,8 @@ def run(smoke: bool, rows: Sequence[str] = ()) -> dict[str, object]:
                 row = _row(link, rate)
                 if rows and row not in rows:
                     continue
-                ways = [way.name for way in WAYS if not smoke or way.name == "tls"]
-                moves = _measure(place, link, words, ways, 1 if smoke else ROUNDS[link])
+                wanted = ["tls"] if smoke else [name for name in names if name in (ways or names)]
+                moves = _measure(place, link, words, wanted, 1 if smoke else ROUNDS[link])
                 figures |= dict(_figures(row, moves))
     finally:
         shutil.rmtree(folder, ignore_errors=True)

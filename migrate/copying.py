@@ -233,7 +233,8 @@ class Copier:
         """Add what the stopped guest wrote and gave back since the last harvest."""
         await self.harvest()
         await self.mark_discarded()
-        self._producer = self._page_producer()
+        # Room for copies is for rounds to come.
+        self._producer = self._page_producer(keeps_copies=False)
         last.add_pages(self._producer)
 
     async def harvest(self) -> Runs:
@@ -291,10 +292,10 @@ class Copier:
             self._history.clear()
         self._hot = empty_runs()
 
-    def _page_producer(self) -> PageProducer:
+    def _page_producer(self, *, keeps_copies: bool = True) -> PageProducer:
         self._in_hand = self._dirty.take_runs()
         self._written = empty_runs()
-        if self._rounds:
+        if self._rounds and keeps_copies:
             self._keep_copies()
         producer = PageProducer(
             ram=self._guest.ram,

@@ -75,6 +75,8 @@ def test_wrong_usage_is_two(words: list[str], capsys: pytest.CaptureFixture[str]
 def test_rows_that_nobody_knows_are_an_error_that_lists_them() -> None:
     with pytest.raises(ValueError, match=r"no row lo_wr1; there are: loopback_wr10, .*100mbit_wr200"):
         load("qemu").run(True, rows=["lo_wr1"])
+    with pytest.raises(ValueError, match=r"no way rdma; there are: plain, tls"):
+        load("qemu").run(True, ways=["rdma"])
 
 
 def test_seeds_are_for_scenarios_that_have_them(

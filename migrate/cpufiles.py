@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import xml.parsers.expat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
@@ -18,7 +18,16 @@ from typing import Final
 from migrate.cpunames import canonical_all
 from migrate.facts import CpuFacts
 
-__all__ = ["MAX_DEPTH", "MAX_FEATURES", "MAX_FILE_BYTES", "MAX_MODELS", "CpuFileInvalid", "read_cpu_files"]
+__all__ = [
+    "MAX_DEPTH",
+    "MAX_FEATURES",
+    "MAX_FILE_BYTES",
+    "MAX_MODELS",
+    "NAME_OF_CPU",
+    "CpuFileInvalid",
+    "parse_xml",
+    "read_cpu_files",
+]
 
 # libvirt's whole map has 115 KiB in 80 files, one model some 2.
 MAX_FILE_BYTES: Final = 1 << 20
@@ -28,8 +37,8 @@ MAX_MODELS: Final = 1000
 MAX_FEATURES: Final = 1000
 # Of models that come from models. libvirt's deepest are 4.
 MAX_DEPTH: Final = 32
-_MAX_NESTED: Final = 16  # elements in elements; the map has 4
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
+_MAX_NESTED: Final = 16  # elements in elements; the map has 4, a guest's XML 6
+NAME_OF_CPU: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 _VENDORS: Final = MappingProxyType(
     {"Intel": "GenuineIntel", "AMD": "AuthenticAMD", "Hygon": "HygonGenuine", "Zhaoxin": "  Shanghai  "}
 )
@@ -54,7 +63,7 @@ class _Definition:
     removed: set[str] = field(default_factory=set)
 
     def take(self, where: set[str], name: str) -> None:
-        if not _NAME.fullmatch(name):
+        if not NAME_OF_CPU.fullmatch(name):
             raise CpuFileInvalid(f"model {self.name}: {name!r:.40} is no name of a feature")
         where.add(name)
         if len(where) > MAX_FEATURES:
@@ -139,8 +148,6 @@ class _MapReader:
 
     def begin(self, tag: str, attributes: dict[str, str]) -> None:
         self._inside.append(tag)
-        if len(self._inside) > _MAX_NESTED:
-            raise CpuFileInvalid(f"elements in more than {_MAX_NESTED} others")
         name = attributes.get("name", "")
         if self._open is None:
             if tag == "vendor" and name:
@@ -168,7 +175,7 @@ class _MapReader:
             self._open = None
 
     def _begin_model(self, name: str) -> None:
-        if not _NAME.fullmatch(name):
+        if not NAME_OF_CPU.fullmatch(name):
             raise CpuFileInvalid(f"{name!r:.40} is no name of a model")
         self._open = _Definition(name=name)
         self.definitions.append(self._open)
@@ -177,9 +184,42 @@ class _MapReader:
 
 
 def _read_xml(content: bytes) -> list[_Definition]:
-    reader, parser = _MapReader(), xml.parsers.expat.ParserCreate()
-    parser.StartElementHandler = reader.begin
-    parser.EndElementHandler = reader.end
+    reader = _MapReader()
+    parse_xml(content, reader.begin, reader.end)
+    return reader.definitions
+
+
+def parse_xml(
+    content: bytes,
+    begin: Callable[[str, dict[str, str]], None],
+    end: Callable[[str], None],
+    text: Callable[[str], None] | None = None,
+) -> None:
+    """Have the elements of an XML file heard. It may define no entities, and nest elements to a limit.
+
+    Raises:
+        CpuFileInvalid: the author's.
+    """
+    if len(content) > MAX_FILE_BYTES:
+        raise CpuFileInvalid(f"it has {len(content)} bytes, and {MAX_FILE_BYTES} are the most")
+    parser, depth = xml.parsers.expat.ParserCreate(), 0
+
+    def begin_within_limits(tag: str, attributes: dict[str, str]) -> None:
+        nonlocal depth
+        depth += 1
+        if depth > _MAX_NESTED:
+            raise CpuFileInvalid(f"elements in more than {_MAX_NESTED} others")
+        begin(tag, attributes)
+
+    def end_and_go_up(tag: str) -> None:
+        nonlocal depth
+        depth -= 1
+        end(tag)
+
+    parser.StartElementHandler = begin_within_limits
+    parser.EndElementHandler = end_and_go_up
+    if text is not None:
+        parser.CharacterDataHandler = text
     parser.StartDoctypeDeclHandler = _refuse_doctype
     parser.EntityDeclHandler = _refuse_doctype
     try:
@@ -190,11 +230,10 @@ def _read_xml(content: bytes) -> list[_Definition]:
         if isinstance(exc, CpuFileInvalid):
             raise
         raise CpuFileInvalid(f"not XML that is read here: {exc}") from exc
-    return reader.definitions
 
 
 def _refuse_doctype(*_: object) -> None:
-    raise CpuFileInvalid("it has a document type or an entity, and a CPU map has none")
+    raise CpuFileInvalid("it has a document type or an entity, and libvirt writes none")
 
 
 # ----------------------------------------------------------------------- RHEL 6
@@ -222,7 +261,7 @@ def _read_cpudefs(content: bytes) -> list[_Definition]:
     if not definitions:
         raise CpuFileInvalid("no <model> and no [cpudef] is in it")
     for definition in definitions:
-        if not _NAME.fullmatch(definition.name):
+        if not NAME_OF_CPU.fullmatch(definition.name):
             raise CpuFileInvalid(f"{definition.name!r:.40} is no name of a model")
     return definitions
 

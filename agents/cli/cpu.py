@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import anyio
 import click
@@ -17,7 +17,8 @@ from agents.cli.options import HOST, config_option
 from agents.cli.output import Exit, escaped, json_option, print_facts, print_json, print_table
 from agents.client import Fleet
 from agents.errors import SettingsError
-from migrate.cpubaseline import Baseline, HostCpus, baseline, lacks
+from migrate.cpubaseline import Baseline, HostCpus, baseline, lacks, named_models
+from migrate.cpudomain import read_domain_cpu
 from migrate.cpufiles import MAX_FILE_BYTES, CpuFileInvalid, read_cpu_files
 from migrate.cpunames import canonical_all
 from migrate.facts import CpuFacts
@@ -130,21 +131,43 @@ def show(
 Examples:
   vmferry cpu compare host-a host-b host-c
   vmferry cpu compare host-b host-c --guest web1
+  virsh dumpxml web2 | vmferry cpu compare host-b host-c --domain -
   vmferry cpu compare host-a host-b --json | jq '.hosts[] | {host, features}'
 """
 )
 @click.argument("hosts", nargs=-1, required=True, type=HOST)
 @click.option("--guest", help="Compare the hosts with this guest's CPU.")
+@click.option(
+    "--domain",
+    type=click.File("rb"),
+    help="Compare them with the CPU of a libvirt guest: what `virsh dumpxml GUEST` prints of one that runs.",
+)
+@_file_option
 @_hypervisor_option
 @config_option
 @json_option
 def compare(
-    hosts: tuple[str, ...], guest: str | None, hypervisor: str | None, config: Path | None, as_json: bool
+    hosts: tuple[str, ...],
+    guest: str | None,
+    domain: BinaryIO | None,
+    files: tuple[Path, ...],
+    hypervisor: str | None,
+    config: Path | None,
+    as_json: bool,
 ) -> int:
     """Tell which features and models each host lacks of what the others have.
 
-    With --guest: what each lacks of what the guest has; exits with 1 when a host lacks anything of it.
+    With --guest or --domain: what each lacks of what the guest has; exits with 1 when a host lacks anything of it. A
+    model that --domain names is what --file defines, or else what the first of the hosts that has it gives.
     """
+    if (guest is not None) + (domain is not None) > 1:
+        raise click.UsageError("give --guest or --domain")
+    if files and domain is None:
+        raise click.UsageError("--file defines the model of --domain")
+    if domain is not None:
+        return _compare_domain(
+            _ask(config, hosts, hypervisor), domain.read(MAX_FILE_BYTES + 1), files, as_json
+        )
     if guest is not None:
         return _compare_guest(config, hosts, guest, as_json=as_json)
     if len(set(hosts)) < 2:
@@ -259,8 +282,41 @@ def _compare_guest(config: Path | None, hosts: Sequence[str], guest: str, *, as_
 
     its, origin = options.call(find)
     hypervisor, _, source = origin.partition("/")
+    return _print_lacking(guest, its, source, _ask(config, hosts, hypervisor), as_json=as_json)
+
+
+def _compare_domain(offers: Sequence[HostCpus], xml: bytes, files: tuple[Path, ...], as_json: bool) -> int:
+    try:
+        cpu_of_it = read_domain_cpu(xml)
+    except CpuFileInvalid as exc:
+        raise SettingsError(f"--domain: {exc}") from exc
+    if cpu_of_it.problem:
+        raise SettingsError(cpu_of_it.problem)
+    known: list[tuple[str, dict[str, frozenset[str]]]] = [
+        (f"on {offer.host}", named_models(offer)) for offer in offers
+    ]
+    if files:
+        models = {one.model: frozenset(canonical_all(one.features)) for one in _read_files(files)}
+        known = [("of --file", models)]
+    found = ((where, cpu_of_it.features(models)) for where, models in known)
+    where, features = next(((where, one) for where, one in found if one is not None), ("", None))
+    if features is None:
+        raise SettingsError(
+            f"{cpu_of_it.domain} has the CPU model {cpu_of_it.model}, which none of the hosts has; "
+            "--file names a file that defines it, such as /usr/share/libvirt/cpu_map"
+        )
+    source = f"those of {cpu_of_it.model} {where}, {len(cpu_of_it.added)} with and {len(cpu_of_it.removed)} without"
+    if cpu_of_it.check != "full":
+        source += "; libvirt has not written out all of them: dump the XML of the guest while it runs"
+    its = CpuFacts(model=cpu_of_it.model, features=tuple(sorted(features)))
+    return _print_lacking(cpu_of_it.domain, its, source, offers, as_json=as_json)
+
+
+def _print_lacking(
+    guest: str, its: CpuFacts, source: str, offers: Sequence[HostCpus], *, as_json: bool
+) -> int:
     wanted = set(its.features)
-    missing = {one.host: sorted(wanted - one.features) for one in _ask(config, hosts, hypervisor)}
+    missing = {one.host: sorted(wanted - one.features) for one in offers}
     if as_json:
         print_json({"guest": guest, "model": its.model, "features": its.features, "lacking": missing})
     else:

@@ -29,6 +29,7 @@ from memory.history import PageHistory
 from memory.layout import PAGE_BYTES
 from memory.runs import Runs, expand, pages_in, runs_of_gfns
 from migrate.compression import Compression
+from migrate.cpudomain import read_domain_cpu
 from migrate.cpufiles import MAX_FEATURES, MAX_MODELS, CpuFileInvalid, read_cpu_files
 from migrate.cpunames import canonical_all
 from migrate.errors import JournalFailed
@@ -139,6 +140,14 @@ def _fuzz_quantity(data: bytes) -> None:
     draw = Draw(data)
     parse = draw.pick((parse_size, parse_rate, parse_duration))
     law(parse(draw.rest().decode("utf-8", "replace")) >= 0, "a quantity below nothing")
+
+
+def _fuzz_domain_cpu(data: bytes) -> None:
+    cpu = read_domain_cpu(data)
+    for features in (cpu.added, cpu.removed):
+        law(features == canonical_all(features), "features of two spellings, or out of order")
+    law(len(cpu.added) + len(cpu.removed) <= MAX_FEATURES, "more features than a guest has")
+    law(max(map(len, (cpu.domain, cpu.mode, cpu.check, cpu.vendor))) <= 256, "words without an end")
 
 
 def _fuzz_cpu_file(data: bytes) -> None:
@@ -289,6 +298,18 @@ TARGETS: Final = (
             b"<model name='Base'/><feature name='lahf_lm'/><feature name='hle' removed='yes'/></model></cpus>",
             b"<!DOCTYPE a [<!ENTITY b 'c'>]><cpus>&b;</cpus>",
             b"<cpus><vendor name='V' string='MakerOfChips'/></cpus>",
+        ),
+    ),
+    Target(
+        name="domain-cpu",
+        law="a CPU with features in one spelling, no entity expanded; or CpuFileInvalid",
+        fuzz=_fuzz_domain_cpu,
+        allowed=(CpuFileInvalid,),
+        seeds=lambda: (
+            b"<domain><name>g</name><cpu mode='custom' check='full'><model>Nehalem</model><vendor>Intel</vendor>"
+            b"<feature policy='require' name='lahf_lm'/><feature policy='disable' name='hle'/></cpu></domain>",
+            b"<!DOCTYPE a [<!ENTITY b 'c'>]><domain><cpu>&b;</cpu></domain>",
+            b"<domain><cpu mode='host-passthrough'/></domain>",
         ),
     ),
     Target(

@@ -89,6 +89,71 @@ def test_a_guests_cpu_is_compared_with_hosts(three: Agents, capsys: pytest.Captu
     assert json.loads(shown[shown.index("{") :])["lacking"] == {"host-b": [], "host-c": ["avx2"]}
 
 
+def domain(tmp_path: Path, cpu: str) -> str:
+    path = tmp_path / "web2.xml"
+    path.write_text(f"<domain><name>web2</name>{cpu}</domain>")
+    return str(path)
+
+
+CUSTOM = (
+    "<cpu mode='custom' check='full'><model>{model}</model><feature policy='{policy}' name='avx2'/></cpu>"
+)
+
+
+def test_the_cpu_of_a_libvirt_guest_is_compared_with_hosts(
+    three: Agents, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    wants = domain(tmp_path, CUSTOM.format(model="Nehalem", policy="require"))
+    assert main(["cpu", "compare", "--domain", wants, "host-b"]) == Exit.OK
+    assert main(["cpu", "compare", "--domain", wants, "host-b", "host-c"]) == Exit.REFUSED
+    shown = capsys.readouterr().out
+    assert "web2: CPU model Nehalem, 3 features (those of Nehalem on host-b, 1 with and 0 without)" in shown
+    assert ["host-c", "1", "avx2"] in [line.split() for line in shown.splitlines()]
+    without = domain(tmp_path, CUSTOM.format(model="Haswell", policy="disable"))
+    assert main(["cpu", "compare", "--domain", without, "host-c", "host-a", "--json"]) == Exit.OK
+    assert json.loads(capsys.readouterr().out) == {
+        "guest": "web2",
+        "model": "Haswell",
+        "features": ["avx", "pni", "sse2"],
+        "lacking": {"host-c": [], "host-a": []},
+    }
+
+
+def test_a_model_of_a_libvirt_guest_comes_from_a_file_where_one_is_named(
+    three: Agents, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "map.xml").write_bytes(OLD)
+    old = domain(tmp_path, "<cpu check='partial'><model>Old</model></cpu>")
+    assert main(["cpu", "compare", "--domain", old, "host-a"]) == Exit.USAGE
+    assert "which none of the hosts has; --file" in capsys.readouterr().err
+    words = ["cpu", "compare", "--domain", old, "host-a", "--file", str(tmp_path / "map.xml")]
+    assert main(words) == Exit.REFUSED
+    shown = capsys.readouterr().out
+    assert "those of Old of --file" in shown
+    assert "dump the XML of the guest while it runs" in shown
+
+
+@pytest.mark.parametrize(
+    ("cpu", "words"),
+    [
+        ("<cpu mode='host-passthrough'/>", "`vmferry check` asks the guest itself"),
+        ("<cpu><model>a b</model></cpu>", "--domain: 'a b' is no name of a model"),
+        ("", "--domain: the guest has no <cpu>"),
+    ],
+)
+def test_a_libvirt_guest_whose_cpu_is_not_told_is_an_error(
+    three: Agents, capsys: pytest.CaptureFixture[str], tmp_path: Path, cpu: str, words: str
+) -> None:
+    assert main(["cpu", "compare", "--domain", domain(tmp_path, cpu), "host-a"]) == Exit.USAGE
+    assert words in capsys.readouterr().err
+
+
+def test_options_of_compare_that_do_not_go_together_are_wrong_usage(three: Agents, tmp_path: Path) -> None:
+    xml = domain(tmp_path, "<cpu/>")
+    assert main(["cpu", "compare", "host-a", "--domain", xml, "--guest", "vm1"]) == Exit.USAGE
+    assert main(["cpu", "compare", "host-a", "host-b", "--file", xml]) == Exit.USAGE
+
+
 def test_the_baseline_names_the_model_and_the_host_that_costs_more(
     three: Agents, capsys: pytest.CaptureFixture[str]
 ) -> None:

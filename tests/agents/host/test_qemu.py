@@ -17,7 +17,9 @@ from agents.hypervisors.qemu.spec import (
     MemorySpec,
     Vga,
 )
-from tests.agents.host.fleet import HOSTS, in_precopy
+from memory.layout import PAGE_BYTES
+from migrate.compression import Compression
+from tests.agents.host.fleet import HOSTS, cut_connections, in_precopy
 from tests.agents.host.qemu_guests import qemu_fleet, vm_flags
 from tests.agents.hypervisors.qemu.conftest import needs_qemu
 from tests.hugepages import huge_pages
@@ -52,6 +54,33 @@ async def test_a_guest_moves_whatever_it_writes(folder: Path, rate: int) -> None
         # Long enough for a machine that is busy with other things: what is tried is the way, not its speed.
         report = await guests.move(spec, "host-a", "host-b", downtime_limit_s=2.0)
         await guests.check_moved(spec, report, "host-a", "host-b")
+
+
+@pytest.mark.parametrize("cuts", [0, 3])
+async def test_a_guest_that_writes_more_than_the_link_carries_moves_by_deltas(
+    folder: Path, cuts: int
+) -> None:
+    async with qemu_fleet(folder) as guests:
+        spec = guests.spec(append=workload("set=64 rate=200"))
+        await guests.start("host-a", spec)
+        job = await guests.fleet.start(
+            spec.guest_id,
+            "host-a",
+            "host-b",
+            audit=True,
+            bandwidth_bytes_per_s=24 << 20,
+            downtime_limit_s=1.0,
+        )
+        await guests.fleet.until("host-a", job, in_precopy)
+        for _ in range(cuts):
+            await delay(0.3)
+            cut_connections(guests.fleet.data_ports["host-b"])
+        view = await guests.fleet.follow("host-a", job)
+        assert view.report is not None
+        await guests.check_moved(spec, view.report, "host-a", "host-b")
+        counts = view.report.counts
+        assert counts.delta_pages > 1000
+        assert counts.delta_bytes < counts.delta_pages * PAGE_BYTES / 20
 
 
 async def test_a_large_guest_that_is_mostly_empty_stays_so(folder: Path) -> None:
@@ -101,7 +130,8 @@ async def test_a_guest_with_all_devices_moves_there_and_back_ten_times(folder: P
         await guests.start("host-a", spec)
         for number in range(20):
             source, to = HOSTS[number % 2], HOSTS[1 - number % 2]
-            report = await guests.move(spec, source, to)
+            way = Compression.ZSTD if number % 4 < 2 else None
+            report = await guests.move(spec, source, to, compression=way)
             await guests.check_moved(spec, report, source, to)
 
 
@@ -115,8 +145,6 @@ async def test_an_offline_move_copies_a_guest_that_stands_still(folder: Path) ->
 
 
 async def test_a_link_that_breaks_on_the_way_ends_nothing(folder: Path) -> None:
-    from tests.agents.host.fleet import cut_connections
-
     async with qemu_fleet(folder) as guests:
         spec = guests.spec()
         await guests.start("host-a", spec)

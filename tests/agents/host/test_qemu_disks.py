@@ -12,6 +12,7 @@ import pytest
 
 from agents.hypervisors.qemu.incoming import QemuIncomingGuest
 from agents.hypervisors.qemu.spec import DiskSpec, Format, QemuSpec
+from migrate.compression import Compression
 from migrate.errors import GuestRefused
 from tests.agents.host.fleet import HOSTS
 from tests.agents.host.qemu_guests import QemuGuests, qemu_fleet
@@ -83,7 +84,9 @@ async def test_a_guest_that_writes_and_checks_its_disk_moves_and_no_two_qemus_ma
             beside.start_soon(watch)
             for number in range(6):
                 source, to = HOSTS[number % 2], HOSTS[1 - number % 2]
-                report = await guests.move(spec, source, to)
+                # With zstd there are deltas too, whose bases a device's late write must not spoil.
+                way = Compression.ZSTD if number % 4 < 2 else None
+                report = await guests.move(spec, source, to, compression=way)
                 await guests.check_moved(spec, report, source, to)
                 console = guests.console(to, spec)
                 done = console.read().count(b"DISK-OK")

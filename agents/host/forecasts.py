@@ -4,7 +4,8 @@ Law: nothing in here can end, hold up for long, or change a move: what goes wron
 has no prediction then. A guest is probed by one at a time, never while it is moved; a move that begins ends its probe
 first, which takes some milliseconds, for two dirty logs of one guest are in each other's way.
 
-Tasks: none of its own; probes run in the task of the check that asked.
+Tasks: none of its own; probes run in the task of the check that asked, and the prediction of a move in one that its
+caller starts.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import anyio
@@ -41,7 +42,7 @@ from migrate.predict import predict
 from migrate.probing import probe
 from migrate.stats import Report
 
-__all__ = ["Forecasts", "Ticket", "Unpredicted"]
+__all__ = ["Forecasts", "Foretold", "Unpredicted"]
 
 _log = get_logger(__name__)
 
@@ -61,13 +62,21 @@ class Unpredicted(Exception):
 
 
 @dataclass(slots=True)
-class Ticket:
+class _Ticket:
     """A prediction that waits for its outcome. `is_alone`: no other move ran in this agent meanwhile."""
 
     prediction: Prediction
     job: str
     cpu_at_s: float
     is_alone: bool
+
+
+@dataclass(slots=True)
+class Foretold:
+    """What is made beside a move: its prediction, which is there when `is_over`; None: there will be none."""
+
+    ticket: _Ticket | None = None
+    is_over: anyio.Event = field(default_factory=anyio.Event)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +102,7 @@ class Forecasts:
         self._loads: dict[str, tuple[float, GuestLoad]] = {}
         self._probes: dict[str, _Probe] = {}
         self._probing: dict[str, anyio.Lock] = {}
-        self._tickets: list[Ticket] = []
+        self._tickets: list[_Ticket] = []
 
     async def moves(self, guests: Iterable[str] = ()) -> list[PastMove]:
         """Give all predictions, or those of guests (identities or names), oldest first."""
@@ -124,7 +133,7 @@ class Forecasts:
         finally:
             if lock.statistics().tasks_waiting == 0 and not lock.locked():
                 self._probing.pop(facts.guest_id, None)
-        prediction = await self._predict(conditions, load)
+        prediction, _ = await self._predict(conditions, load)
         # In memory alone until a move takes it: nobody learns from a check that no move has followed.
         (await self._known()).add(prediction)
         return prediction
@@ -174,20 +183,26 @@ class Forecasts:
             running.scope.cancel()
             await running.ended.wait()
 
-    async def begin(self, job: Job, conditions: Conditions) -> Ticket | None:
-        """Give the prediction of a move that begins: the one of a check just made, or a new one."""
+    async def begin(self, job: Job, conditions: Conditions, foretold: Foretold) -> None:
+        """Predict a move that has just begun: by the one of a check just made, or a new one."""
+        cpu_at_s = self._cpu()
         try:
-            prediction = await self._of_move(conditions)
+            prediction, spent_s = await self._of_move(conditions)
             await self._keep(prediction)
+            # What it has cost itself is none of the move's.
+            foretold.ticket = self._ticket(prediction, job, cpu_at_s + spent_s)
         except Exception:
             # A task's edge: no mistake in here may cost a move.
             _log.exception("a move could not be predicted")
-            return None
+        finally:
+            foretold.is_over.set()
+
+    def _ticket(self, prediction: Prediction, job: Job, cpu_at_s: float) -> _Ticket:
         # Moves that were under way share the CPU from here on.
         is_alone = not self._tickets
         for other in self._tickets:
             other.is_alone = False
-        ticket = Ticket(prediction=prediction, job=job.job_id, cpu_at_s=self._cpu(), is_alone=is_alone)
+        ticket = _Ticket(prediction=prediction, job=job.job_id, cpu_at_s=cpu_at_s, is_alone=is_alone)
         self._tickets.append(ticket)
         figures = prediction.figures
         log_event(
@@ -202,7 +217,8 @@ class Forecasts:
         )
         return ticket
 
-    async def _of_move(self, conditions: Conditions) -> Prediction:
+    async def _of_move(self, conditions: Conditions) -> tuple[Prediction, float]:
+        """Give the prediction, and the seconds of CPU that it took."""
         moves = (await self._known()).moves()
         now_s = time.time()
         for one in reversed(moves):
@@ -211,23 +227,25 @@ class Forecasts:
                 break
             is_free = one.outcome is None and all(t.prediction is not made for t in self._tickets)
             if is_free and replace(then, goodput_bytes_per_s=conditions.goodput_bytes_per_s) == conditions:
-                return made
+                return made, 0.0
         if conditions.goodput_bytes_per_s is None:
             conditions = replace(conditions, goodput_bytes_per_s=_seen_goodput(moves, conditions, now_s))
         return await self._predict(conditions, self._load(conditions.guest_id, LOAD_HOLDS_S))
 
-    async def ended(self, ticket: Ticket | None, report: Report | None, *, is_comparable: bool) -> None:
+    async def ended(self, foretold: Foretold, report: Report | None, *, is_comparable: bool) -> None:
         """Keep the outcome beside its prediction, and forget what was probed: the guest may be elsewhere.
 
         One that an operator paused or gave other limits, or that took several attempts, is not comparable.
         """
+        await foretold.is_over.wait()
+        ticket = foretold.ticket
         if ticket is None:
             return
         self._tickets.remove(ticket)
         self._loads.pop(ticket.prediction.conditions.guest_id, None)
         if report is None or not is_comparable:
             return
-        spent_s = self._cpu() - ticket.cpu_at_s
+        spent_s = max(self._cpu() - ticket.cpu_at_s, 0.0)
         try:
             outcome = outcome_of(
                 report,
@@ -242,11 +260,15 @@ class Forecasts:
 
     # -- both
 
-    async def _predict(self, conditions: Conditions, load: GuestLoad | None) -> Prediction:
+    async def _predict(self, conditions: Conditions, load: GuestLoad | None) -> tuple[Prediction, float]:
         moves = (await self._known()).moves()
-        return await anyio.to_thread.run_sync(
-            lambda: predict(conditions, load, moves, prediction_id=uuid.uuid4().hex, made_at_s=time.time())
-        )
+
+        def work() -> tuple[Prediction, float]:
+            began_s = time.thread_time()
+            made = predict(conditions, load, moves, prediction_id=uuid.uuid4().hex, made_at_s=time.time())
+            return made, time.thread_time() - began_s
+
+        return await anyio.to_thread.run_sync(work)
 
     def _load(self, guest_id: str, holds_s: float, *, at_least_s: float = 0.0) -> GuestLoad | None:
         at_s, load = self._loads.get(guest_id, (-holds_s, None))

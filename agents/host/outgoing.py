@@ -21,7 +21,7 @@ import anyio.to_thread
 
 from agents.api import Check, CheckReport, Move
 from agents.host.footprint import migration_ended
-from agents.host.forecasts import Forecasts, Unpredicted
+from agents.host.forecasts import Forecasts, Foretold, Unpredicted
 from agents.host.jobs import Job
 from agents.host.journals import LazyJournal
 from agents.host.orders import Order
@@ -247,12 +247,14 @@ class Outgoing:
         report = None
         order: Order | None = first
         attempts = 0
-        ticket = None
+        foretold: Foretold | None = None
         try:
             await self.forecasts.make_way(facts.guest_id)
             if first.attempt == 1:
                 conditions = self._conditions(first.move, facts, peer.name, goodput_bytes_per_s=None)
-                ticket = await self.forecasts.begin(job, conditions)
+                # Beside the move, which does not wait for it.
+                foretold = Foretold()
+                self._tasks.start_soon(self.forecasts.begin, job, conditions, foretold)
             while order is not None:
                 # The first attempt has the job's own name, which operators see in both agents' logs.
                 migration_id = order.job if order.attempt == 1 else uuid.uuid4().hex
@@ -265,7 +267,8 @@ class Outgoing:
             migration_ended()
             with anyio.CancelScope(shield=True):
                 is_comparable = attempts == 1 and not controls.was_changed
-                await self.forecasts.ended(ticket, report, is_comparable=is_comparable)
+                if foretold is not None:
+                    await self.forecasts.ended(foretold, report, is_comparable=is_comparable)
 
     async def _attempt(
         self, job: Job, controls: Controls, order: Order, facts: GuestFacts, peer: _Peer

@@ -11,11 +11,11 @@ from typing import cast
 import anyio
 import pytest
 
-from agents.host.forecasts import GOODPUT_HOLDS_S, LOAD_HOLDS_S, Forecasts
+from agents.host.forecasts import GOODPUT_HOLDS_S, LOAD_HOLDS_S, Forecasts, Foretold
 from agents.host.jobs import Job
 from agents.host.parts import HostParts
 from agents.predictions import PredictionFile
-from migrate.forecast import Basis, Prediction
+from migrate.forecast import Basis, Conditions, Prediction
 from migrate.phases import Phase
 from migrate.stats import PageCounts, Report
 from tests.agents.test_predictions import prediction
@@ -63,17 +63,25 @@ def report(**changed: object) -> Report:
     return Report(**values)  # type: ignore[arg-type]
 
 
+async def begun(forecasts: Forecasts, conditions: Conditions) -> Foretold:
+    """Have a move foretold, and wait for that."""
+    foretold = Foretold()
+    await forecasts.begin(JOB, conditions, foretold)
+    assert foretold.is_over.is_set()
+    return foretold
+
+
 async def test_a_move_takes_the_prediction_of_a_check_just_made(tmp_path: Path) -> None:
     made = kept(tmp_path)
     wanted = replace(made.conditions, goodput_bytes_per_s=None)
     forecasts = forecasts_in(tmp_path)
-    ticket = await forecasts.begin(JOB, wanted)
-    assert ticket is not None
-    assert ticket.prediction == made
+    foretold = await begun(forecasts, wanted)
+    assert foretold.ticket is not None
+    assert foretold.ticket.prediction == made
     # Once: what a second move at the same time takes is its own.
-    second = await forecasts.begin(JOB, wanted)
-    assert second is not None
-    assert second.prediction.prediction_id != made.prediction_id
+    second = await begun(forecasts, wanted)
+    assert second.ticket is not None
+    assert second.ticket.prediction.prediction_id != made.prediction_id
 
 
 @pytest.mark.parametrize(
@@ -84,10 +92,10 @@ async def test_an_old_check_or_one_of_another_move_is_not_taken(
     tmp_path: Path, age_s: float, changed: dict[str, object]
 ) -> None:
     made = kept(tmp_path, age_s=age_s)
-    ticket = await forecasts_in(tmp_path).begin(JOB, replace(made.conditions, **changed))  # type: ignore[arg-type]
-    assert ticket is not None
-    assert ticket.prediction.prediction_id != made.prediction_id
-    assert ticket.prediction.basis is Basis.ASSUMED
+    foretold = await begun(forecasts_in(tmp_path), replace(made.conditions, **changed))  # type: ignore[arg-type]
+    assert foretold.ticket is not None
+    assert foretold.ticket.prediction.prediction_id != made.prediction_id
+    assert foretold.ticket.prediction.basis is Basis.ASSUMED
 
 
 @pytest.mark.parametrize(("age_s", "goodput"), [(LOAD_HOLDS_S + 1, 5e7), (GOODPUT_HOLDS_S + 1, None)])
@@ -95,32 +103,49 @@ async def test_what_a_check_measured_of_the_path_is_known_for_an_hour(
     tmp_path: Path, age_s: float, goodput: float | None
 ) -> None:
     made = kept(tmp_path, age_s=age_s)
-    ticket = await forecasts_in(tmp_path).begin(JOB, replace(made.conditions, goodput_bytes_per_s=None))
-    assert ticket is not None
-    assert ticket.prediction.conditions.goodput_bytes_per_s == goodput
+    foretold = await begun(forecasts_in(tmp_path), replace(made.conditions, goodput_bytes_per_s=None))
+    assert foretold.ticket is not None
+    assert foretold.ticket.prediction.conditions.goodput_bytes_per_s == goodput
 
 
 async def test_moves_at_once_share_the_cpu_and_none_is_charged_with_it(tmp_path: Path) -> None:
     made = kept(tmp_path)
     forecasts = forecasts_in(tmp_path)
-    first = await forecasts.begin(JOB, made.conditions)
-    second = await forecasts.begin(JOB, made.conditions)
-    for ticket in (first, second):
-        await forecasts.ended(ticket, report(), is_comparable=True)
-    third = await forecasts.begin(JOB, made.conditions)
+    first = await begun(forecasts, made.conditions)
+    second = await begun(forecasts, made.conditions)
+    for foretold in (first, second):
+        await forecasts.ended(foretold, report(), is_comparable=True)
+    third = await begun(forecasts, made.conditions)
     await forecasts.ended(third, report(), is_comparable=True)
     cpu = [one.outcome.cpu_s for one in await forecasts.moves() if one.outcome]
     assert cpu == [None, None, 0.0]
 
 
+async def test_a_prediction_is_made_beside_its_move_and_is_none_of_its_cpu(tmp_path: Path) -> None:
+    made = kept(tmp_path, age_s=LOAD_HOLDS_S + 1)
+    forecasts, foretold = Forecasts(forecasts_in(tmp_path)._host, cpu=time.process_time), Foretold()
+    async with anyio.create_task_group() as beside:
+        beside.start_soon(forecasts.begin, JOB, made.conditions, foretold)
+        # The move is over at once: its end waits for what was foretold of it.
+        await forecasts.ended(foretold, report(), is_comparable=True)
+    (outcome,) = (one.outcome for one in await forecasts.moves() if one.outcome)
+    assert foretold.ticket is not None
+    assert outcome.prediction_id == foretold.ticket.prediction.prediction_id
+    assert outcome.cpu_s is not None
+    # A prediction takes some 50 ms.
+    assert 0 <= outcome.cpu_s < 0.03
+
+
 async def test_a_move_that_is_not_comparable_has_no_outcome(tmp_path: Path) -> None:
     made = kept(tmp_path)
     forecasts = forecasts_in(tmp_path)
-    ticket = await forecasts.begin(JOB, made.conditions)
-    await forecasts.ended(ticket, report(), is_comparable=False)
-    await forecasts.ended(await forecasts.begin(JOB, made.conditions), None, is_comparable=True)
+    foretold = await begun(forecasts, made.conditions)
+    await forecasts.ended(foretold, report(), is_comparable=False)
+    await forecasts.ended(await begun(forecasts, made.conditions), None, is_comparable=True)
     assert all(one.outcome is None for one in await forecasts.moves())
-    await forecasts.ended(None, report(), is_comparable=True)
+    nothing = Foretold()
+    nothing.is_over.set()
+    await forecasts.ended(nothing, report(), is_comparable=True)
 
 
 async def test_a_directory_that_cannot_be_written_costs_no_move(
@@ -128,8 +153,8 @@ async def test_a_directory_that_cannot_be_written_costs_no_move(
 ) -> None:
     made = kept(tmp_path)
     (tmp_path / "file").write_text("")
-    ticket = await forecasts_in(tmp_path / "file").begin(JOB, made.conditions)
-    assert ticket is not None
+    foretold = await begun(forecasts_in(tmp_path / "file"), made.conditions)
+    assert foretold.ticket is not None
     assert "prediction not written" in caplog.text
 
 
@@ -140,7 +165,7 @@ async def test_a_mistake_in_a_prediction_costs_no_move(
         raise ZeroDivisionError
 
     monkeypatch.setattr("agents.host.forecasts.predict", broken)
-    assert await forecasts_in(tmp_path).begin(JOB, prediction().conditions) is None
+    assert (await begun(forecasts_in(tmp_path), prediction().conditions)).ticket is None
     assert "could not be predicted" in caplog.text
 
 

@@ -56,7 +56,8 @@ class QemuRunningGuest(OpenGuest):
         self._has_begun = False
         self._capabilities: list[Json] | None = None
         self._can_drain = True
-        self._is_standing = False
+        # It stands, and it is to: one is known when QEMU has stopped, the other before it is told to.
+        self._is_standing = self._is_to_stand = False
 
     @property
     def facts(self) -> GuestFacts:
@@ -91,13 +92,14 @@ class QemuRunningGuest(OpenGuest):
                     self._can_drain = False
                 else:
                     return
-            if await run_state(self._qmp) == "running":
-                await self._qmp.execute("stop", timeout_s=DRAIN_TIMEOUT_S)
-                await self._qmp.execute("cont")
+            if await self._stop_for_a_moment():
+                await self._go_on()
 
     async def pause(self) -> float:
         """Stop all vCPUs, and drain; give the seconds it stands by now. May be called twice."""
         with _as_refusal("stop"):
+            # Before anything is asked: who has stopped it for a moment only must not let it go on any more.
+            self._is_to_stand = True
             if await run_state(self._qmp) != "running":
                 self._is_standing = True
                 return 0.0
@@ -138,7 +140,7 @@ class QemuRunningGuest(OpenGuest):
 
     async def resume(self) -> None:
         """Let it run again from where it was stopped, its disks its own again. May be called twice."""
-        self._is_standing = False
+        self._is_standing = self._is_to_stand = False
         with _as_refusal("go on"):
             await self._end_migration()
             self._has_begun = False
@@ -231,22 +233,24 @@ class QemuRunningGuest(OpenGuest):
 
     def _standing_still(self, harvest: Callable[[], Runs]) -> Runs:
         """Run a harvest while the guest stands; called from a worker thread."""
-
-        async def stop() -> bool:
-            if await run_state(self._qmp) != "running":
-                return False
-            await self._qmp.execute("stop", timeout_s=DRAIN_TIMEOUT_S)
-            return True
-
-        async def go_on() -> None:
-            await self._qmp.execute("cont")
-
-        was_running = anyio.from_thread.run(stop)
+        was_running = anyio.from_thread.run(self._stop_for_a_moment)
         try:
             return harvest()
         finally:
             if was_running:
-                anyio.from_thread.run(go_on)
+                anyio.from_thread.run(self._go_on)
+
+    async def _stop_for_a_moment(self) -> bool:
+        """Stop it, if it runs; `_go_on` must follow then."""
+        if await run_state(self._qmp) != "running":
+            return False
+        await self._qmp.execute("stop", timeout_s=DRAIN_TIMEOUT_S)
+        return True
+
+    async def _go_on(self) -> None:
+        # Commands reach QEMU in the order in which they are given here: a `stop` that is given after this counts.
+        if not self._is_to_stand:
+            await self._qmp.execute("cont")
 
 
 class _as_refusal:  # noqa: N801  # used as a statement: with _as_refusal("..."):

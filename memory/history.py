@@ -55,6 +55,11 @@ class PageHistory:
         self._lock = threading.Lock()
 
     @property
+    def capacity(self) -> int:
+        """Pages that there is room for."""
+        return self._capacity
+
+    @property
     def kept_pages(self) -> int:
         """Pages that have room here, stored or not."""
         return int(self._gfns.size)
@@ -94,9 +99,10 @@ class PageHistory:
     def split(self, runs: Runs) -> tuple[Runs, Runs, Runs]:
         """Part `runs` into pages that are not kept, that will be when they are sent, and that have a base."""
         with self._lock:
-            kept = intersect(runs, runs_of_gfns(self._gfns))
+            # The shorter one first: `runs` may have a thousand times as many rows.
+            kept = intersect(runs_of_gfns(self._gfns), runs)
             based = intersect(kept, runs_of_gfns(self._gfns[self._is_stored[self._slots]]))
-        return subtract(runs, kept), subtract(kept, based), based
+        return subtract(runs, kept) if len(kept) else runs, subtract(kept, based), based
 
     def bases(self, runs: Runs, out: Pages) -> None:
         """Copy what was last sent of `runs`, of which each page has a base, to the rows of `out`."""

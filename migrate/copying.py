@@ -20,7 +20,7 @@ from memory.codec import BatchEncoder
 from memory.digest import GROUP_PAGES, RamDigest, total_of
 from memory.history import PageHistory
 from memory.layout import PAGE_BYTES
-from memory.runs import Runs, clip, empty_runs, pages_in, subtract, union
+from memory.runs import Runs, clip, clip_pages, empty_runs, pages_in, subtract, union
 from migrate.compression import CompressionChooser, DeltaChooser
 from migrate.devicestate import FAST_LINK_BYTES_PER_S
 from migrate.dirtylog import DirtyLog
@@ -43,6 +43,8 @@ from migrate.stats import PageCounts, Progress, RoundStats
 __all__ = ["Copier"]
 
 RATE_SMOOTHING: Final = 0.3
+# Runs that are not worked on in the event loop's thread: so many take some 10 ms.
+MANY_ROWS: Final = 1 << 16
 
 # (first group, digests of groups from there on) -> the groups that differ at the destination, and their pages' hashes
 Compare = Callable[[int, bytes], Awaitable[tuple[Sequence[int], bytes]]]
@@ -77,8 +79,8 @@ class Copier:
         self._counts = PageCounts()
         self._producer: PageProducer | None = None
         self._in_hand: Runs = empty_runs()
-        # What the log has shown since this round began, and what of it may still be given room for a copy.
-        self._written: Runs = empty_runs()
+        # What the log has shown since this round began, and pages of it that may still be given room for a copy.
+        self._written = DirtyBitmap(guest.ram.total_pages)
         self._hot: Runs = empty_runs()
         self._rounds: list[RoundStats] = []
         self._wire_rate_bytes_per_s = 0.0
@@ -148,7 +150,7 @@ class Copier:
             sent_pages=counts.pages,
             wire_bytes=self.sender.wire_bytes - wire_bytes,
             dirty_pages=self._dirty.count,
-            dirty_rate_pages_per_s=pages_in(self._written) / duration_s,
+            dirty_rate_pages_per_s=self._written.count / duration_s,
             goodput_bytes_per_s=self._goodput(counts, sent_s),
         )
 
@@ -185,13 +187,17 @@ class Copier:
                 written = await self.harvest()
                 await self._guest.drain()
                 if self._producer is not None:
-                    self._dirty.unmark(self._producer.put_off(written))
-                    self._keep_copies()
+                    self._dirty.unmark(await anyio.to_thread.run_sync(self._put_off, self._producer, written))
+
+    def _put_off(self, producer: PageProducer, written: Runs) -> Runs:
+        late = producer.put_off(written)
+        self._keep_copies()
+        return late
 
     async def send_dirty(self) -> PageCounts:
         """Send everything that is dirty now and wait until the destination has it."""
         await self._guest.drain()
-        self._producer = producer = self._page_producer()
+        self._producer = producer = await self._page_producer()
         self._chooser.began(self._clock())
         await self.sender.send_all(producer, payloads=producer.payloads)
         self._chooser.ended(self._clock())
@@ -234,7 +240,7 @@ class Copier:
         await self.harvest()
         await self.mark_discarded()
         # Room for copies is for rounds to come.
-        self._producer = self._page_producer(keeps_copies=False)
+        self._producer = await self._page_producer(keeps_copies=False)
         last.add_pages(self._producer)
 
     async def harvest(self) -> Runs:
@@ -247,7 +253,10 @@ class Copier:
         with anyio.CancelScope(shield=True):
             written = await self._log.harvest()
             self._dirty.mark(written)
-            self._written, self._hot = union(self._written, written), union(self._hot, written)
+            self._written.mark(written)
+            # No more of them than there may be copies: a large guest writes millions of pages in a round.
+            room = self._history.capacity
+            self._hot = clip_pages(union(self._hot, clip_pages(written, room)), room)
         return written
 
     async def mark_discarded(self) -> None:
@@ -292,24 +301,29 @@ class Copier:
             self._history.clear()
         self._hot = empty_runs()
 
-    def _page_producer(self, *, keeps_copies: bool = True) -> PageProducer:
+    async def _page_producer(self, *, keeps_copies: bool = True) -> PageProducer:
         self._in_hand = self._dirty.take_runs()
-        self._written = empty_runs()
-        if self._rounds and keeps_copies:
-            self._keep_copies()
-        producer = PageProducer(
-            ram=self._guest.ram,
-            runs=self._in_hand,
-            chooser=self._chooser,
-            deltas=self._deltas,
-            history=self._history,
-            encoders=self._encoders,
-            clock=self._clock,
-        )
-        if not self._rounds:
-            # Whether copies pay is known later; what is sent late may have one.
-            producer.put_off(self._hot)
-        return producer
+        self._written.clear()
+
+        def make() -> PageProducer:
+            if self._rounds and keeps_copies:
+                self._keep_copies()
+            producer = PageProducer(
+                ram=self._guest.ram,
+                runs=self._in_hand,
+                chooser=self._chooser,
+                deltas=self._deltas,
+                history=self._history,
+                encoders=self._encoders,
+                clock=self._clock,
+            )
+            if not self._rounds:
+                # Whether copies pay is known later; what is sent late may have one.
+                producer.put_off(self._hot)
+            return producer
+
+        # A thread's wake-up would cost a stopped guest more than few rows do.
+        return make() if len(self._in_hand) < MANY_ROWS else await anyio.to_thread.run_sync(make)
 
     def _goodput(self, counts: PageCounts, sent_s: float) -> float:
         """Guest RAM moved per second; a round too small to tell inherits the last one's."""

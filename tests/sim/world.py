@@ -136,6 +136,8 @@ class World:
             self.faults == Faults.short_outages_only()
             and new is Phase.ROLLED_BACK
             and old in (Phase.PREFLIGHT, Phase.PRECOPY)
+            # A session that was lost before anything was asked in it is forgotten; the agent begins the move anew.
+            and not (old is Phase.PREFLIGHT and because.startswith("this session is not known here"))
         ):
             self.broken(f"an outage shorter than {OUTAGE_S:g} s ended a move of {guest_id}: {because}")
 

@@ -148,7 +148,7 @@ async def test_a_source_agent_that_is_restarted_goes_on_with_what_the_destinatio
         spec, fleet = guests.spec(), guests.fleet
         job = await begin(guests, spec)
         await fleet.ask("host-a", SetLimits(job=job, bandwidth_bytes_per_s=8 * SLOW))
-        await fleet.until("host-a", job, lambda view: view.progress.wire_bytes > 48 << 20)
+        await fleet.until("host-a", job, lambda view: view.progress.wire_bytes > 32 << 20)
         await run_sync(processes.kill, "host-a")
         await guests.check_runs("host-a", spec)
         await run_sync(processes.start, "host-a")

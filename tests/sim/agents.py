@@ -39,6 +39,7 @@ from migrate.messages import Prepare, Prepared
 from migrate.phases import Phase
 from migrate.plan import OnTimeout
 from migrate.ports import PayloadConsumer, PayloadReceiver
+from migrate.stats import Report
 from tests.faults import Fuse, fused_stream_pair
 from tests.migrate.world import FakeSurvey
 from tests.sim.faults import DEAD_PEER_S, OUTAGE_S, TheoremBroken
@@ -126,8 +127,10 @@ class _Figures(AgentMetrics):
     def observe(self, job: str, guest: str, direction: Direction) -> MigrationMetrics:
         return cast(MigrationMetrics, _Series(self._agent, guest, direction))
 
-    def ended(self, job: str, report: object) -> None:
-        pass
+    def ended(self, job: str, report: Report) -> None:
+        life = LIFE.get()
+        if report.source == self._agent.name and (life is None or not life.is_over):
+            self._agent.world.move_ended(report.source, report.guest_id)
 
 
 class _Series:

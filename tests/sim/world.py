@@ -71,6 +71,8 @@ class World:
         # Asked for by the fakes that these hosts are made of; here both are chances of each opportunity.
         self.destination_refuses_to_resume = self.spoils_ram = False
         self._found: Exception | None = None
+        # By host and guest: why the attempt that was last made of a move was rolled back before its first page.
+        self._given_up: dict[tuple[str, str], str] = {}
         self._moves = moves
         self._last_port = 0
         self._links = {
@@ -132,14 +134,22 @@ class World:
             return
         # What begins in doubt was found in a journal.
         self.outcome.in_doubt += new is Phase.IN_DOUBT and old is not Phase.SETUP
-        if (
-            self.faults == Faults.short_outages_only()
-            and new is Phase.ROLLED_BACK
-            and old in (Phase.PREFLIGHT, Phase.PRECOPY)
-            # A session that was lost before anything was asked in it is forgotten; the agent begins the move anew.
-            and not (old is Phase.PREFLIGHT and because.startswith("this session is not known here"))
-        ):
-            self.broken(f"an outage shorter than {OUTAGE_S:g} s ended a move of {guest_id}: {because}")
+        if old is Phase.SETUP:
+            self._given_up.pop((host, guest_id), None)
+        if self.faults == Faults.short_outages_only() and new is Phase.ROLLED_BACK:
+            if old is Phase.PREFLIGHT:
+                # A session that was lost before anything was asked in it is forgotten: the agent may begin anew.
+                self._given_up[host, guest_id] = because
+            elif old is Phase.PRECOPY:
+                self._ended_by_an_outage(guest_id, because)
+
+    def move_ended(self, host: str, guest_id: str) -> None:
+        """Hear that an agent that lives has no further attempt of a guest's move."""
+        if (because := self._given_up.pop((host, guest_id), None)) is not None:
+            self._ended_by_an_outage(guest_id, because)
+
+    def _ended_by_an_outage(self, guest_id: str, because: str) -> None:
+        self.broken(f"an outage shorter than {OUTAGE_S:g} s ended a move of {guest_id}: {because}")
 
     # -- chances
 

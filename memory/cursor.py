@@ -10,7 +10,7 @@ import threading
 
 import numpy as np
 
-from memory.runs import Runs, empty_runs
+from memory.runs import Runs, cut
 
 __all__ = ["RunCursor"]
 
@@ -41,7 +41,7 @@ class RunCursor:
         """Take all that nobody has taken yet, whatever the limit."""
         with self._lock:
             low, self._given_pages = self._given_pages, self._total_pages
-        return self._piece(low, self._total_pages)
+        return cut(self._runs, self._ends, low, self._total_pages)
 
     def take(self, max_pages: int | None = None) -> Runs:
         """Take the next pages: up to `max_pages`, and up to the cursor's own limit. No rows when all are taken.
@@ -55,16 +55,4 @@ class RunCursor:
             low = self._given_pages
             high = min(low + limit, self._total_pages)
             self._given_pages = high
-        return self._piece(low, high)
-
-    def _piece(self, low: int, high: int) -> Runs:
-        if low == high:
-            return empty_runs()
-        # Pages low..high of all the pages in order: in rows `first` to `last`, both cut to fit.
-        first = int(np.searchsorted(self._ends, low, side="right"))
-        last = int(np.searchsorted(self._ends, high, side="left"))
-        piece = self._runs[first : last + 1].copy()
-        piece[-1, 1] -= int(self._ends[last]) - high
-        skipped = low - (int(self._ends[first]) - int(self._runs[first, 1]))
-        piece[0] += (skipped, -skipped)
-        return piece
+        return cut(self._runs, self._ends, low, high)

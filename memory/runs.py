@@ -22,6 +22,7 @@ __all__ = [
     "clip",
     "clip_pages",
     "complement",
+    "cut",
     "empty_runs",
     "expand",
     "fill",
@@ -152,14 +153,27 @@ def clip(runs: Runs, first_gfn: int, end_gfn: int) -> Runs:
 
 def clip_pages(runs: Runs, pages: int) -> Runs:
     """Give the first `pages` pages of `runs`, or all of them."""
-    if pages <= 0:
-        return runs[:0]
     ends = np.cumsum(runs[:, 1])
     if len(runs) == 0 or pages >= int(ends[-1]):
         return runs
-    last = int(np.searchsorted(ends, pages, side="left"))
-    piece = runs[: last + 1].copy()
-    piece[-1, 1] -= int(ends[last]) - pages
+    return cut(runs, ends, 0, max(pages, 0))
+
+
+def cut(runs: Runs, ends: NDArray[np.int64], low: int, high: int) -> Runs:
+    """Give pages `low` up to, not with, `high` of all the pages of `runs` in order; of `ends`, a binary search.
+
+    Args:
+        ends: the cumulated pages of `runs`, of whom there are `high` at least.
+    """
+    if low == high:
+        return empty_runs()
+    # In rows `first` to `last`, both cut to fit.
+    first = int(np.searchsorted(ends, low, side="right"))
+    last = int(np.searchsorted(ends, high, side="left"))
+    piece = runs[first : last + 1].copy()
+    piece[-1, 1] -= int(ends[last]) - high
+    skipped = low - (int(ends[first]) - int(runs[first, 1]))
+    piece[0] += (skipped, -skipped)
     return piece
 
 

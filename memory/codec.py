@@ -45,6 +45,7 @@ __all__ = [
     "MAX_KEPT_ZERO_PAGES",
     "MAX_PAYLOAD_BYTES",
     "MAX_RUNS",
+    "MIN_DELTA_GAIN",
     "BatchDecoder",
     "BatchEncoder",
     "BatchStats",
@@ -74,7 +75,7 @@ _NO_RUNS = empty_runs()
 # A batch that zstd shrinks by less goes RAW: the destination saves more CPU than the link gains.
 _MIN_GAIN = 16
 # A delta that is not a half of the pages is none: they were written anew, and plain zstd does as well.
-_MIN_DELTA_GAIN = 2
+MIN_DELTA_GAIN = 2
 # Deltas are mostly zeros: level 1 shrinks them at 4 GB/s, and no higher level by more that would be noticed.
 _DELTA_LEVEL = 1
 _WORDS = PAGE_BYTES // 8
@@ -130,7 +131,7 @@ class BatchEncoder:
 
     Args:
         digest: is updated with every page that is written to a payload.
-        history: has the bases of deltas, and is given what is sent.
+        history: has the bases of deltas, and is given what is sent. None: there are no deltas.
         clock: seconds, for `compress_s`; time.thread_time counts the CPU of the worker alone. None: not measured, 0.0.
     """
 
@@ -142,7 +143,7 @@ class BatchEncoder:
         clock: Callable[[], float] | None = None,
     ) -> None:
         self._digest = digest
-        self._history = history
+        self._history = history or PageHistory(0)
         self._clock = clock
         self._gathered = np.empty((MAX_BATCH_PAGES, _WORDS), dtype=np.uint64)
         self._compacted = np.empty((MAX_BATCH_PAGES, _WORDS), dtype=np.uint64)
@@ -235,19 +236,14 @@ class BatchEncoder:
 
     def _remember(self, runs: Runs, words: Pages, as_delta: bool) -> Pages | None:
         """Store what is about to be sent; give its difference to what was sent last, where that is wanted."""
-        history = self._history
-        if history is None:
-            if as_delta:
-                raise ValueError("without a history a page has no base")
-            return None
         delta = None
         if as_delta:
             if self._bases is None:
                 self._bases = np.empty((MAX_BATCH_PAGES, _WORDS), dtype=np.uint64)
             delta = self._bases[: len(words)]
-            history.bases(runs, delta)
+            self._history.bases(runs, delta)
             np.bitwise_xor(delta, words, out=delta)
-        history.store(runs, words)
+        self._history.store(runs, words)
         return delta
 
     def _pack(self, level: int | None) -> tuple[PageKind, memoryview | bytes, float]:
@@ -255,7 +251,7 @@ class BatchEncoder:
         data, spent_s = self._data, 0.0
         if self._delta:
             body, spent_s = self._compress(self._delta, _DELTA_LEVEL)
-            if len(body) * _MIN_DELTA_GAIN <= len(data):
+            if len(body) * MIN_DELTA_GAIN <= len(data):
                 return PageKind.DELTA, body, spent_s
         if level is None or len(data) == 0:
             return PageKind.RAW, data, spent_s

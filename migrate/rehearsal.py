@@ -10,8 +10,9 @@ import itertools
 from dataclasses import dataclass, replace
 from typing import Final
 
+from memory.codec import MIN_DELTA_GAIN
 from memory.layout import PAGE_BYTES
-from migrate.compression import CLEAR_GAIN, Compression, arm_bytes
+from migrate.compression import CLEAR_GAIN, Compression, arm_bytes, saves_bytes
 from migrate.dirtying import Curve
 from migrate.forecast import Conditions
 from migrate.plan import (
@@ -57,10 +58,8 @@ MAX_ROUNDS: Final = 120
 # Deltas of pages that were written sparsely, on the same hosts: copies, XOR and a look of zstd at zeros.
 DELTA_BYTES_PER_S: Final = 0.9e9
 # Of the pages that are dirty after a first round in which the log was looked at, the part that was sent after the look
-# that showed it, and so has a base (two guests of 64 MiB at 200 MiB/s over 1 Gbit/s: 0.6 to 0.9).
+# that showed it, and so has a base (64 MiB at 200 MiB/s over 1 Gbit/s: 0.6 and more).
 FIRST_BASE_SHARE: Final = 0.75
-# What travels as its delta is no more than half of the page.
-MAX_DELTA_SHARE: Final = 0.5
 # CPU of the source's agent: for each byte that goes raw (copied, hashed, sealed, sent), for each that is compressed,
 # for each that is found zero, and for each that the proof reads; and beside them for a move and for each second.
 RAW_CPU_S_PER_BYTE: Final = 1.7e-9
@@ -145,10 +144,8 @@ class _Sending:
         ) > CLEAR_GAIN * min(self._raw_bytes_per_s, link)
         self._delta_share = min(max(given.delta_share, 0.0), 1.0)
         self._delta_bytes_per_s = min(DELTA_BYTES_PER_S * host, path / max(self._delta_share, 1e-3))
-        saves_bytes = compression is Compression.ZSTD or (
-            compression is Compression.AUTO and self._is_zstd_better
-        )
-        self._has_deltas = saves_bytes and self._delta_share <= MAX_DELTA_SHARE
+        is_small = self._delta_share * MIN_DELTA_GAIN <= 1
+        self._has_deltas = is_small and saves_bytes(compression, self._is_zstd_better)
         self._cap_bytes_per_s = max(given.cap_bytes_per_s, 1.0)
         self._saved_bytes = float(MAX_RECORD_BYTES)
         self._compression = compression

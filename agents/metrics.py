@@ -313,13 +313,7 @@ def _pages_family(shown: list[_Series]) -> Metric:
         labels=(*_JOB, "kind"),
     )
     for series in shown:
-        counts = series.progress.counts
-        for kind, count in (
-            ("zero", counts.zero_pages),
-            ("raw", counts.raw_pages),
-            ("zstd", counts.zstd_pages),
-            ("delta", counts.delta_pages),
-        ):
+        for kind, count in series.progress.counts.by_kind.items():
             pages.add_metric((*series.labels, kind), count)
     return pages
 

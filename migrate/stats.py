@@ -33,6 +33,16 @@ class PageCounts:
         """All pages sent."""
         return self.zero_pages + self.raw_pages + self.zstd_pages + self.delta_pages
 
+    @property
+    def by_kind(self) -> dict[str, int]:
+        """Pages by the kind they travelled as, by its name."""
+        return {
+            "zero": self.zero_pages,
+            "raw": self.raw_pages,
+            "zstd": self.zstd_pages,
+            "delta": self.delta_pages,
+        }
+
     def __add__(self, other: PageCounts) -> PageCounts:
         return PageCounts(
             zero_pages=self.zero_pages + other.zero_pages,

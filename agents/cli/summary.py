@@ -81,12 +81,7 @@ def report_json(report: Report) -> dict[str, object]:
         ],
         "ram_bytes": report.ram_bytes,
         "wire_bytes": report.wire_bytes,
-        "pages": {
-            "zero": counts.zero_pages,
-            "raw": counts.raw_pages,
-            "zstd": counts.zstd_pages,
-            "delta": counts.delta_pages,
-        },
+        "pages": counts.by_kind,
         "payload_bytes": {"raw": counts.raw_bytes, "zstd": counts.zstd_bytes, "delta": counts.delta_bytes},
         "resent_bytes": report.resent_bytes,
         "link_breaks": report.link_breaks,

@@ -9,11 +9,11 @@ Source: libvirt docs/formatdomain, "CPU model and topology".
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from migrate.cpufiles import MAX_FEATURES, NAME_OF_CPU, CpuFileInvalid, parse_xml
+from migrate.cpufiles import MAX_FEATURES, NAME_OF_CPU, CpuFileInvalid, parse_xml, refuse_large
 from migrate.cpunames import canonical_all
 
 __all__ = ["DomainCpu", "read_domain_cpu"]
@@ -62,8 +62,9 @@ def read_domain_cpu(content: bytes) -> DomainCpu:
     Raises:
         CpuFileInvalid: the author's: it is no XML of a domain, or no CPU is in it.
     """
+    refuse_large(content)
     reader = _DomainReader()
-    parse_xml(content, reader.begin, reader.end, reader.text)
+    parse_xml(content, reader)
     if reader.root != "domain":
         raise CpuFileInvalid(f"it begins with <{reader.root:.40}>, and the XML of a guest with <domain>")
     if not reader.has_cpu:
@@ -90,22 +91,20 @@ class _DomainReader:
         self.attributes: dict[str, str] = {}
         self.added: set[str] = set()
         self.removed: set[str] = set()
-        self._inside: list[str] = []
 
-    def begin(self, tag: str, attributes: dict[str, str]) -> None:
-        self.root = self.root or tag
-        self._inside.append(tag)
-        match self._inside:
+    def begin(self, inside: Sequence[str], attributes: dict[str, str]) -> None:
+        self.root = self.root or inside[0]
+        match inside:
             case ["domain", "cpu"]:
                 self.has_cpu, self.attributes = True, attributes
             case ["domain", "cpu", "feature"]:
                 self._take(attributes.get("name", ""), attributes.get("policy", "require"))
 
-    def end(self, tag: str) -> None:
-        self._inside.pop()
+    def end(self, inside: Sequence[str]) -> None:
+        pass
 
-    def text(self, words: str) -> None:
-        match self._inside:
+    def text(self, inside: Sequence[str], words: str) -> None:
+        match inside:
             case ["domain", "name"]:
                 self.name = (self.name + words)[:_MAX_NAME_CHARS]
             case ["domain", "cpu", "model"]:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import re
 import xml.parsers.expat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Protocol
 
 from migrate.cpunames import canonical_all
 from migrate.facts import CpuFacts
@@ -27,6 +27,7 @@ __all__ = [
     "CpuFileInvalid",
     "parse_xml",
     "read_cpu_files",
+    "refuse_large",
 ]
 
 # libvirt's whole map has 115 KiB in 80 files, one model some 2.
@@ -91,13 +92,18 @@ def read_cpu_files(files: Sequence[tuple[str, bytes]]) -> tuple[CpuFacts, ...]:
 
 
 def _definitions(content: bytes) -> list[_Definition]:
-    if len(content) > MAX_FILE_BYTES:
-        raise CpuFileInvalid(f"it has {len(content)} bytes, and {MAX_FILE_BYTES} are the most")
+    refuse_large(content)
     return (
         _read_xml(content)
         if content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<")
         else _read_cpudefs(content)
     )
+
+
+def refuse_large(content: bytes) -> None:
+    """Refuse what is larger than any file that is read here. Raises CpuFileInvalid."""
+    if len(content) > MAX_FILE_BYTES:
+        raise CpuFileInvalid(f"it has {len(content)} bytes, and {MAX_FILE_BYTES} are the most")
 
 
 def _facts(definition: _Definition, known: Mapping[str, _Definition]) -> CpuFacts:
@@ -143,11 +149,10 @@ class _MapReader:
     def __init__(self) -> None:
         self.definitions: list[_Definition] = []
         self._vendors = dict(_VENDORS)
-        self._inside: list[str] = []
         self._open: _Definition | None = None
 
-    def begin(self, tag: str, attributes: dict[str, str]) -> None:
-        self._inside.append(tag)
+    def begin(self, inside: Sequence[str], attributes: dict[str, str]) -> None:
+        tag = inside[-1]
         name = attributes.get("name", "")
         if self._open is None:
             if tag == "vendor" and name:
@@ -169,10 +174,12 @@ class _MapReader:
                 is_removed = attributes.get("removed") == "yes"
                 self._open.take(self._open.removed if is_removed else self._open.features, name)
 
-    def end(self, tag: str) -> None:
-        self._inside.pop()
-        if tag == "model" and "model" not in self._inside:
+    def end(self, inside: Sequence[str]) -> None:
+        if inside[-1] == "model" and "model" not in inside[:-1]:
             self._open = None
+
+    def text(self, inside: Sequence[str], words: str) -> None:
+        pass
 
     def _begin_model(self, name: str) -> None:
         if not NAME_OF_CPU.fullmatch(name):
@@ -185,41 +192,42 @@ class _MapReader:
 
 def _read_xml(content: bytes) -> list[_Definition]:
     reader = _MapReader()
-    parse_xml(content, reader.begin, reader.end)
+    parse_xml(content, reader)
     return reader.definitions
 
 
-def parse_xml(
-    content: bytes,
-    begin: Callable[[str, dict[str, str]], None],
-    end: Callable[[str], None],
-    text: Callable[[str], None] | None = None,
-) -> None:
-    """Have the elements of an XML file heard. It may define no entities, and nest elements to a limit.
+class XmlReader(Protocol):
+    """Hears an XML file. `inside` are the names of the elements that are open, the one that is meant last."""
+
+    def begin(self, inside: Sequence[str], attributes: dict[str, str]) -> None: ...
+
+    def end(self, inside: Sequence[str]) -> None: ...
+
+    def text(self, inside: Sequence[str], words: str) -> None: ...
+
+
+def parse_xml(content: bytes, reader: XmlReader) -> None:
+    """Have an XML file heard. It may define no entities, and nest elements to a limit.
 
     Raises:
         CpuFileInvalid: the author's.
     """
-    if len(content) > MAX_FILE_BYTES:
-        raise CpuFileInvalid(f"it has {len(content)} bytes, and {MAX_FILE_BYTES} are the most")
-    parser, depth = xml.parsers.expat.ParserCreate(), 0
+    inside: list[str] = []
+    parser = xml.parsers.expat.ParserCreate()
 
     def begin_within_limits(tag: str, attributes: dict[str, str]) -> None:
-        nonlocal depth
-        depth += 1
-        if depth > _MAX_NESTED:
+        inside.append(tag)
+        if len(inside) > _MAX_NESTED:
             raise CpuFileInvalid(f"elements in more than {_MAX_NESTED} others")
-        begin(tag, attributes)
+        reader.begin(inside, attributes)
 
     def end_and_go_up(tag: str) -> None:
-        nonlocal depth
-        depth -= 1
-        end(tag)
+        reader.end(inside)
+        inside.pop()
 
     parser.StartElementHandler = begin_within_limits
     parser.EndElementHandler = end_and_go_up
-    if text is not None:
-        parser.CharacterDataHandler = text
+    parser.CharacterDataHandler = lambda words: reader.text(inside, words)
     parser.StartDoctypeDeclHandler = _refuse_doctype
     parser.EntityDeclHandler = _refuse_doctype
     try:

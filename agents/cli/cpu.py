@@ -292,13 +292,10 @@ def _compare_domain(offers: Sequence[HostCpus], xml: bytes, files: tuple[Path, .
         raise SettingsError(f"--domain: {exc}") from exc
     if cpu_of_it.problem:
         raise SettingsError(cpu_of_it.problem)
-    known: list[tuple[str, dict[str, frozenset[str]]]] = [
-        (f"on {offer.host}", named_models(offer)) for offer in offers
-    ]
+    known = {f"on {offer.host}": offer for offer in offers}
     if files:
-        models = {one.model: frozenset(canonical_all(one.features)) for one in _read_files(files)}
-        known = [("of --file", models)]
-    found = ((where, cpu_of_it.features(models)) for where, models in known)
+        known = {"of --file": HostCpus(host="", hypervisor="", cpus=_read_files(files))}
+    found = ((where, cpu_of_it.features(named_models(offer))) for where, offer in known.items())
     where, features = next(((where, one) for where, one in found if one is not None), ("", None))
     if features is None:
         raise SettingsError(

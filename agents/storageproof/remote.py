@@ -25,12 +25,15 @@ __all__ = ["look_at_url", "size_of_url"]
 
 _DUMPED: Final = re.compile(rb"^([0-9a-f]{8,16}):  ((?:[0-9a-f]{2} ){1,16})", re.MULTILINE)
 _MAX_SIZE_BYTES: Final = 1 << 62
+# Only to say why a tool has failed; with ANSWERS_WITHIN_S it stays within the storage's own bound.
+_CONNECTS_WITHIN_S: Final = 1.0
+# Where the URL's port is that of the service. NFS asks the portmapper for others.
+_PORT_IS_ITS_OWN: Final = ("nbd", "iscsi", "gluster", "ssh", "https", "http")
 
 
 def size_of_url(url: str, patterns: Sequence[str]) -> int:
     """Give the bytes of what is there. Raises OSError, whose `strerror` is a sentence."""
-    _allowed(url, patterns)
-    return _size(url)
+    return _size(url, _allowed(url, patterns))
 
 
 def look_at_url(
@@ -43,8 +46,8 @@ def look_at_url(
     Raises:
         OSError: it is not allowed, or could not be asked; `strerror` is a sentence.
     """
-    identity = _identity(_allowed(url, patterns))
-    size_bytes = _size(url)
+    place = _allowed(url, patterns)
+    identity, size_bytes = _identity(place), _size(url, place)
     first, digests = _sectors(url, offsets, size_bytes)
     head = read_head(first, size_bytes)
     has_more = head.header is not None and bool(head.header.backing or head.header.data_file)
@@ -69,8 +72,12 @@ def _allowed(url: str, patterns: Sequence[str]) -> DiskUrl:
     return place
 
 
-def _size(url: str) -> int:
-    told = _run("qemu-img", "info", "--force-share", "--output=json", "-f", "raw", url)
+def _size(url: str, place: DiskUrl) -> int:
+    try:
+        told = _run("qemu-img", "info", "--force-share", "--output=json", "-f", "raw", url)
+    except _ToolFailedError as exc:
+        # Not every driver of QEMU says that nobody has answered it.
+        raise OSError(0, _why_unreachable(place) or exc.strerror) from exc
     try:
         size = json.loads(told)["virtual-size"]
     except (ValueError, TypeError, KeyError, RecursionError) as exc:
@@ -120,8 +127,23 @@ def _identity(place: DiskUrl) -> str:
     return " or ".join(replace(place, host=address).words for address in addresses)[:500]
 
 
+def _why_unreachable(place: DiskUrl) -> str:
+    """Say why no connection to its server can be made, or nothing."""
+    if place.scheme not in _PORT_IS_ITS_OWN:
+        return ""
+    try:
+        socket.create_connection((place.host, place.port), _CONNECTS_WITHIN_S).close()
+    except OSError as exc:
+        return f"its server {place.authority} cannot be reached: {exc.strerror or exc}"
+    return ""
+
+
+class _ToolFailedError(OSError):
+    """A tool was asked and says no."""
+
+
 def _run(*words: str) -> bytes:
-    """Give what a tool prints. Raises OSError, whose `strerror` is a sentence."""
+    """Give what a tool prints. Raises OSError, whose `strerror` is a sentence; _ToolFailedError: it says no."""
     silent = (
         f"its server gave no answer within {tools.ANSWERS_WITHIN_S:g} s; does it take several clients at once "
         "(qemu-nbd --shared=0)?"
@@ -131,5 +153,9 @@ def _run(*words: str) -> bytes:
         first = next(iter(done.stderr.decode(errors="replace").strip().splitlines()), "")
         # Who reads it knows which disk it is of.
         cause = first.partition(words[-1])[2].lstrip("': ") or first
-        raise OSError(0, cause[:300] or f"{words[0]} ended with {done.returncode}")
+        if "Unknown protocol" in first:
+            cause = (
+                f"QEMU has no driver for it here (Debian: qemu-block-extra, Fedora: qemu-block-*): {cause}"
+            )
+        raise _ToolFailedError(0, cause[:300] or f"{words[0]} ended with {done.returncode}")
     return done.stdout

@@ -15,7 +15,6 @@ from typing import Final
 
 __all__ = [
     "MAX_URL_BYTES",
-    "NBD",
     "SCHEMES",
     "DiskUrl",
     "is_remote",
@@ -25,9 +24,8 @@ __all__ = [
 ]
 
 # QEMU's protocols that lead to another host, and whose URLs cannot name a file of this one; with their usual ports.
-NBD: Final = "nbd"
 _PORTS: Final = {
-    NBD: 10809,
+    "nbd": 10809,
     "iscsi": 3260,
     "gluster": 24007,
     "nfs": 2049,
@@ -56,10 +54,15 @@ class DiskUrl:
     path: str
 
     @property
+    def authority(self) -> str:
+        """The host and the port."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+    @property
     def words(self) -> str:
         """The one spelling with a port and without a user."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port}{self.path}"
+        return f"{self.scheme}://{self.authority}{self.path}"
 
 
 def is_remote(path: str) -> bool:

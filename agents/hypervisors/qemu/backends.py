@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 
-from agents.hypervisors.qemu.arguments import Read, bytes_of, is_number, nothing_left
+from agents.hypervisors.qemu import netdisks
+from agents.hypervisors.qemu.arguments import Read, bytes_of, nothing_left
 from agents.hypervisors.qemu.errors import NotAdoptable
 from agents.hypervisors.qemu.spec import (
     Backend,
@@ -19,7 +20,6 @@ from agents.hypervisors.qemu.spec import (
     NetworkKind,
     NetworkSpec,
 )
-from agents.storageproof.urls import NBD, DiskUrl, parse
 
 __all__ = ["disk_of", "memory_of", "network_of"]
 
@@ -56,12 +56,18 @@ def disk_of(read: Read, driver: str, fields: dict[str, str]) -> DiskSpec:
             raise NotAdoptable()
         raise NotAdoptable(f"-device {driver}: its drive {node!r:.40} is no -blockdev")
     kind, protocol = block.pop("driver", ""), block.pop("file.driver", "")
-    if kind not in tuple(Format) or protocol not in ("file", "host_device", NBD):
+    is_remote = protocol in netdisks.PROTOCOLS
+    if kind not in tuple(Format) or not (is_remote or protocol in ("file", "host_device")):
         raise NotAdoptable(
-            f"-blockdev {node}: only raw and qcow2 in a file, a block device or an NBD export have a place in a "
-            "guest's spec"
+            f"-blockdev {node}: only raw and qcow2 in a file, a block device or a network disk "
+            f"({', '.join(netdisks.PROTOCOLS)}) have a place in a guest's spec"
         )
-    path = _nbd_url(node, block) if protocol == NBD else block.pop("file.filename", "")
+    path = netdisks.take_url(protocol, block) if is_remote else block.pop("file.filename", "")
+    if path is None:
+        raise NotAdoptable(
+            f"-blockdev {node}: what its {protocol} driver is told has no place in a guest's spec, where it is a URL "
+            f"of letters, digits and ._:-/, of a server at an internet address (file.server.type=inet)"
+        )
     is_direct = block.pop("cache.direct", "off") == "on"
     is_file_direct, is_flushed = (
         block.pop("file.cache.direct", "off") == "on",
@@ -82,19 +88,6 @@ def disk_of(read: Read, driver: str, fields: dict[str, str]) -> DiskSpec:
             "devices are those below /dev"
         )
     return disk
-
-
-def _nbd_url(node: str, block: dict[str, str]) -> str:
-    """Take the words of an NBD export out of a -blockdev, and give its URL."""
-    kind, host = block.pop("file.server.type", ""), block.pop("file.server.host", "")
-    port, export = block.pop("file.server.port", ""), block.pop("file.export", "")
-    place = DiskUrl(NBD, host, int(port) if is_number(port) else 0, f"/{export}" if export else "")
-    if kind != "inet" or parse(place.words) != place:
-        raise NotAdoptable(
-            f"-blockdev {node}: of NBD only file.server.type=inet with a host, a port and an export of letters, digits "
-            "and ._:-/ has a place in a guest's spec"
-        )
-    return place.words
 
 
 def network_of(read: Read, fields: dict[str, str]) -> NetworkSpec:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from agents.hypervisors.qemu.netdisks import words_of
 from agents.hypervisors.qemu.spec import Backend, Bus, Cache, DiskSpec, MemorySpec, NetworkKind, QemuSpec, Vga
 from agents.storageproof.urls import parse
 
@@ -109,10 +110,7 @@ def _place(disk: DiskSpec) -> str:
     url = parse(disk.path)
     if url is None:
         return f"file.filename={disk.path}"
-    return (
-        f"file.server.type=inet,file.server.host={url.host},file.server.port={url.port},"
-        f"file.export={url.path.removeprefix('/')}"
-    )
+    return ",".join(f"file.{name}={word}" for name, word in words_of(url).items())
 
 
 def _on(truth: bool) -> str:

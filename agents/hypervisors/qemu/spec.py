@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Final
 
 from agents.errors import ConfigInvalid, SettingsError
+from agents.hypervisors.qemu import netdisks
 from agents.hypervisors.qemu.errors import SpecInvalid
 from agents.sections import Section, choice, integer, read_toml, size, text, truth
-from agents.storageproof.urls import NBD, is_remote, parse
+from agents.storageproof.urls import is_remote
 from transport.errors import BadMessage, FrameTooLarge
 from transport.schema import Schema
 
@@ -129,7 +130,7 @@ class MemorySpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskSpec:
-    """One disk. `path`, or the URL of an NBD export in its place, is the same on every host."""
+    """One disk. `path`, or the URL of a network disk in its place, is the same on every host."""
 
     path: str
     format: Format
@@ -142,7 +143,7 @@ class DiskSpec:
         """QEMU's driver for what is at the path. It has one for files and one for devices, and takes neither for the
         other; the name decides, because it is the same on every host. In /dev/shm are files."""
         if is_remote(self.path):
-            return NBD
+            return self.path.partition(":")[0]
         is_device = self.path.startswith("/dev/") and not self.path.startswith("/dev/shm/")
         return "host_device" if is_device else "file"
 
@@ -384,12 +385,8 @@ def _disk_problems(disks: tuple[DiskSpec, ...]) -> Iterator[str]:
         yield f"disks: at most {MAX_DISKS}, not {len(disks)}"
     for disk in disks:
         if is_remote(disk.path):
-            # One spelling of each: who reads a guest's command line finds the same one.
-            if (url := parse(disk.path)) is None or url.scheme != NBD or url.words != disk.path:
-                yield (
-                    f"disks.path: {disk.path!r:.80} is no URL of an NBD export with its port, such as "
-                    "nbd://store1:10809/guest-1"
-                )
+            if problem := netdisks.problem_of(disk.path, is_read_only=disk.is_read_only):
+                yield f"disks.path: {problem}"
         elif not _is_usable_path(disk.path):
             yield (
                 f"disks.path: {disk.path!r:.80} is not an absolute path of at most {_MAX_PATH_BYTES} bytes "

@@ -59,7 +59,9 @@ class QemuGuests:
             binary=QEMU,
             shared_dirs=(self.fleet.shared,),
             shared_devices=("/dev/loop*",),
-            network_disks=("nbd://127.0.0.1:*/guest-*",),
+            network_disks=tuple(
+                disk.path for spec in self.specs.values() for disk in spec.disks if "://" in disk.path
+            ),
             kernel_dirs=(self.boot.folder,),
             accels=(Accel.TCG,),
             taps=taps,

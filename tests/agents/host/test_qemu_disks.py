@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import anyio
@@ -14,10 +17,10 @@ from agents.hypervisors.qemu.incoming import QemuIncomingGuest
 from agents.hypervisors.qemu.spec import DiskSpec, Format, QemuSpec
 from migrate.compression import Compression
 from migrate.errors import GuestRefused
+from tests.agents.diskservers import http_file, iscsi_lun, nbd_export, need_block_drivers, nfs_file
 from tests.agents.host.fleet import HOSTS
 from tests.agents.host.qemu_guests import QemuGuests, qemu_fleet
 from tests.agents.hypervisors.qemu.conftest import needs_qemu
-from tests.agents.nbd import serving
 from tests.waiting import looks, until
 
 pytestmark = [
@@ -43,6 +46,11 @@ while true; do
       dd if=/dev/vda bs=64k skip=$((q * 16)) count=16 2>/dev/null | md5sum > /read
       cmp -s /read /sum$q || echo DISK-BAD region $q round $n
     done
+    if [ -b /dev/vdb ]; then
+      md5sum < /dev/vdb > /read
+      [ -f /second ] || cp /read /second
+      cmp -s /read /second || echo DISK-BAD second round $n
+    fi
     n=$((n + 1))
     echo DISK-OK $n
   done
@@ -58,10 +66,10 @@ async def make_disk(guests: QemuGuests, format_: Format, name: str = "disk") -> 
     return DiskSpec(path=str(path), format=format_)
 
 
-async def start_worker(guests: QemuGuests, disk: DiskSpec) -> QemuSpec:
-    """Start a guest on host-a that writes and checks this disk."""
+async def start_worker(guests: QemuGuests, *disks: DiskSpec) -> QemuSpec:
+    """Start a guest on host-a that writes and checks its first disk, and reads its second one."""
     spec = guests.spec(
-        disks=(disk,),
+        disks=disks,
         initrd=guests.boot.initrd_with(WORKER, "virtio_pci", "virtio_blk"),
         append="console=ttyS0 quiet",
     )
@@ -147,18 +155,32 @@ async def test_a_guest_on_a_block_device_moves_there_and_back(folder: Path) -> N
         await anyio.run_process(["losetup", "-d", device])
 
 
-async def test_a_guest_on_a_network_disk_moves_there_and_back(folder: Path) -> None:
+@pytest.mark.parametrize("serving", [nbd_export, iscsi_lun, nfs_file])
+async def test_a_guest_on_a_network_disk_moves_there_and_back(
+    folder: Path, serving: Callable[[Path], AbstractContextManager[str]]
+) -> None:
     """Its records have no disk file to lie beside: they are in the first shared directory."""
+    need_block_drivers("tgtd", "ganesha.nfsd", "rpcbind")
     image = folder / "export.raw"
     await anyio.run_process(["truncate", "-s", "64M", str(image)])
     with serving(image) as url:
-        async with qemu_fleet(folder, storage='network_disks = ["nbd://127.0.0.1:*/guest-*"]') as guests:
+        async with qemu_fleet(folder, storage=f'network_disks = ["{url}"]') as guests:
             await move_there_and_back(guests, DiskSpec(path=url, format=Format.RAW))
 
 
-async def move_there_and_back(guests: QemuGuests, disk: DiskSpec) -> QemuSpec:
-    """Start a guest that writes and checks this disk, and move it to host-b and back; give it."""
-    spec = await start_worker(guests, disk)
+async def test_a_disk_that_a_web_server_has_moves_with_its_guest(folder: Path) -> None:
+    need_block_drivers("nginx")
+    image = folder / "second.raw"
+    image.write_bytes(os.urandom(2 << 20))
+    with http_file(image) as url:
+        async with qemu_fleet(folder, storage=f'network_disks = ["{url}"]') as guests:
+            second = DiskSpec(path=url, format=Format.RAW, is_read_only=True)
+            await move_there_and_back(guests, await make_disk(guests, Format.RAW), second)
+
+
+async def move_there_and_back(guests: QemuGuests, *disks: DiskSpec) -> QemuSpec:
+    """Start a guest that writes and checks these disks, and move it to host-b and back; give it."""
+    spec = await start_worker(guests, *disks)
     await anyio.to_thread.run_sync(guests.console("host-a", spec).wait_for, b"DISK-OK", 2)
     for source, to in (HOSTS, HOSTS[::-1]):
         report = await guests.move(spec, source, to)

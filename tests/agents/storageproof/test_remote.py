@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import socket
 import subprocess
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -14,13 +18,20 @@ from agents.storageproof import tools
 from agents.storageproof.images import look_at
 from agents.storageproof.places import SharedPlaces
 from migrate.facts import DiskFacts, DiskKind, ImageFacts
+from tests.agents.diskservers import http_file, iscsi_lun, nbd_export, need_block_drivers, nfs_file
 from tests.agents.hypervisors.qemu.conftest import needs_qemu
-from tests.agents.nbd import serving
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow, needs_qemu()]
 
 PATTERNS = ("nbd://127.0.0.1:*/guest-*",)
 SECTOR = 4096
+Server = Callable[..., AbstractContextManager[str]]
+SERVERS = {
+    "nbd": (nbd_export, ()),
+    "iscsi": (iscsi_lun, ("tgtd", "tgtadm")),
+    "http": (http_file, ("nginx",)),
+    "nfs": (nfs_file, ("ganesha.nfsd", "rpcbind", "rpcinfo", "ip", "unshare")),
+}
 
 
 @pytest.fixture
@@ -36,10 +47,13 @@ def seen(
     return look_at(url, SharedPlaces.of((), (), patterns), offsets=offsets, is_read_only=read_only)
 
 
-def test_an_export_is_seen_as_the_file_behind_it(image: Path) -> None:
+@pytest.mark.parametrize("scheme", SERVERS)
+def test_what_a_server_has_is_seen_as_the_file_behind_it(image: Path, scheme: str) -> None:
+    serving, programs = SERVERS[scheme]
+    need_block_drivers(*programs)
     offsets = (0, 5 * SECTOR, 16 * SECTOR)
     with serving(image) as url:
-        far = seen(url, *offsets)
+        far = seen(url, *offsets, patterns=(url,), read_only=scheme == "http")
     near = look_at(str(image), SharedPlaces.of((image.parent,)), offsets=offsets)
     assert (far.error, far.write_error, far.chain_error) == ("", "", "")
     assert far.size_bytes == near.size_bytes
@@ -48,16 +62,30 @@ def test_an_export_is_seen_as_the_file_behind_it(image: Path) -> None:
     assert far.format == "raw"
 
 
-def test_what_cannot_be_read_has_no_digest(image: Path) -> None:
+@pytest.mark.parametrize("scheme", SERVERS)
+def test_a_server_without_it_and_a_server_that_has_ended_are_said(image: Path, scheme: str) -> None:
+    serving, programs = SERVERS[scheme]
+    need_block_drivers(*programs)
+    missing = {"nbd": "not available", "iscsi": "LOGICAL_UNIT_NOT_SUPPORTED", "http": "404", "nfs": "NOENT"}
     with serving(image) as url:
-        found = seen(url, 1, -SECTOR, 1 << 40, 1 << 80, SECTOR)
-    assert [bool(digest) for digest in found.digests] == [False, False, False, False, True]
+        other = url[:-1] + "9"
+        assert missing[scheme] in seen(other, patterns=(other,), read_only=True).error
+    error = seen(url, patterns=(url,), read_only=True).error
+    assert re.search("cannot be reached|gave no answer|mount", error), error
 
 
-def test_an_export_that_is_read_only_cannot_be_written(image: Path) -> None:
-    with serving(image, "-r") as url:
-        assert seen(url).write_error == "Could not open image: Permission denied"
-        assert seen(url, read_only=True).write_error == ""
+@pytest.mark.parametrize(
+    ("serving", "words"),
+    [
+        (lambda image: nbd_export(image, "-r"), "Permission denied"),
+        (http_file, "does not support writes"),
+    ],
+)
+def test_what_can_only_be_read_says_so(image: Path, serving: Server, words: str) -> None:
+    need_block_drivers("nginx")
+    with serving(image) as url:
+        assert words in seen(url, patterns=(url,)).write_error
+        assert seen(url, patterns=(url,), read_only=True).write_error == ""
 
 
 def test_an_image_with_another_under_it_is_not_whole(image: Path) -> None:
@@ -65,7 +93,7 @@ def test_an_image_with_another_under_it_is_not_whole(image: Path) -> None:
     subprocess.run(
         ["qemu-img", "create", "-qf", "qcow2", "-b", image.name, "-F", "raw", top, "1M"], check=True
     )
-    with serving(top) as url:
+    with nbd_export(top) as url:
         found = seen(url)
     assert (found.format, found.virtual_bytes) == ("qcow2", 1 << 20)
     assert found.chain_error == "what lies under a network disk is not looked at"
@@ -84,14 +112,14 @@ def test_only_what_the_configuration_allows_is_asked(
 
 def test_a_server_that_is_not_there_or_has_no_such_export_is_said(image: Path) -> None:
     assert "Connection refused" in seen("nbd://127.0.0.1:1/guest-1").error
-    with serving(image) as url:
+    with nbd_export(image) as url:
         assert "not available" in seen(url.replace("guest-1", "guest-2")).error
     assert "has no address here" in seen("nbd://no.invalid:1/a", patterns=("nbd://no.invalid:1/a",)).error
 
 
 def test_a_server_that_takes_one_client_only_is_noticed(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tools, "ANSWERS_WITHIN_S", 0.5)
-    with serving(image, clients=1) as url:
+    with nbd_export(image, clients=1) as url:
         holder = subprocess.Popen(
             ["qemu-io", "-r", "-U", "-f", "raw", url], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
@@ -110,9 +138,24 @@ def test_a_host_without_the_tools_says_which(monkeypatch: pytest.MonkeyPatch) ->
     assert "qemu-utils" in seen("nbd://127.0.0.1:1/guest-1").error
 
 
+def test_a_qemu_without_a_driver_for_it_says_where_that_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What qemu-img prints where qemu-block-extra is missing."""
+    script = tmp_path / "qemu-img"
+    script.write_text(
+        "#!/bin/sh\necho \"qemu-img: Could not open '$6': Unknown protocol 'iscsi'\" >&2; exit 1\n"
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"iscsi://127.0.0.1:{server.getsockname()[1]}/iqn.a/1"
+        assert "Debian: qemu-block-extra" in seen(url, patterns=(url,)).error
+
+
 async def test_both_ends_look_at_the_same_sectors(tmp_path: Path, image: Path) -> None:
     source, destination = (SharedDirs([tmp_path], network_disks=PATTERNS) for _ in range(2))
-    with serving(image) as url:
+    with nbd_export(image) as url:
         disk = DiskFacts(name="disk0", path=url, size_bytes=0, is_read_only=False, kind=DiskKind.NETWORK)
         probes, nonces = await source.plant([disk])
         assert "disk0" not in nonces

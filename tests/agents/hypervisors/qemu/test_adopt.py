@@ -36,11 +36,24 @@ HOST = HostPaths(
     pid=Path("/run/q/1.pid"),
 )
 
+_PLACES = (
+    "/srv/{n}.img",
+    "/dev/sd{n}",
+    "nbd://[fd00::{n:x}]:1{n}/guest-{n}",
+    "nbd://store:1{n}",
+    "iscsi://store:1{n}/iqn.2026-01.example:a/{n}",
+    "iscsi://[fd00::{n:x}]:3260/iqn.2026-01.example:a/0",
+    "nfs://store{n}:2049/guests/a/{n}.img",
+    "nfs://[fd00::{n:x}]:2049/guests/a",
+    "https://store{n}:443/a/{n}.iso",
+    "http://[fd00::{n:x}]:1{n}/a",
+)
 _disks = st.builds(
-    DiskSpec,
-    path=st.integers(0, 999).map(
-        lambda n: f"/srv/{n}.img" if n % 3 else f"nbd://[fd00::{n:x}]:{n + 1}/guest-{n}"
+    lambda place, n, is_read_only, **more: DiskSpec(
+        path=place.format(n=n), is_read_only=is_read_only or place.startswith("http"), **more
     ),
+    place=st.sampled_from(_PLACES),
+    n=st.integers(0, 999),
     format=st.sampled_from(Format),
     bus=st.sampled_from(Bus),
     cache=st.sampled_from(Cache),
@@ -190,17 +203,25 @@ WITHOUT_PLACE: list[tuple[tuple[str, ...], str]] = [
     *(
         (
             (
-                *("-blockdev", f"driver=raw,node-name=n{number},file.driver=nbd,{place}"),
+                *("-blockdev", f"driver=raw,node-name=n{number},file.driver={place}"),
                 *("-device", f"virtio-blk-pci,drive=n{number}"),
             ),
-            "inet",
+            f"what its {place.partition(',')[0]} driver is told",
         )
         for number, place in enumerate(
             (
-                "file.server.type=unix,file.server.path=/run/nbd",
-                "file.server.type=inet,file.server.host=h,file.server.port=nbd,file.export=a",
-                "file.server.type=inet,file.server.host=h,file.server.port=1,file.export=a b",
-                "file.server.type=inet,file.server.host=h/b,file.server.port=1",
+                "nbd,file.server.type=unix,file.server.path=/run/nbd",
+                "nbd,file.server.type=inet,file.server.host=h,file.server.port=nbd,file.export=a",
+                "nbd,file.server.type=inet,file.server.host=h,file.server.port=1,file.export=a b",
+                "nbd,file.server.type=inet,file.server.host=h/b,file.server.port=1",
+                "nbd,file.server.type=inet,file.server.host=u@h,file.server.port=1",
+                "iscsi,file.transport=iser,file.portal=h:1,file.target=iqn.a,file.lun=1",
+                "iscsi,file.transport=tcp,file.portal=h,file.target=iqn.a,file.lun=1",
+                "iscsi,file.transport=tcp,file.portal=h:1,file.target=iqn.a",
+                "nfs,file.server.type=inet,file.server.host=h,file.path=/a",
+                "nfs,file.server.type=inet,file.server.host=h,file.path=guests/a",
+                "https,file.url=https://user@h:443/a",
+                "http,file.url=file:///etc/passwd",
             )
         )
     ),

@@ -1,0 +1,81 @@
+"""Network disks: a URL as the words of a -blockdev, and those words as a URL.
+
+Law: pure, and both directions in one place. A URL has one spelling here (with its port, without a user) and its words
+have one as well, so that who reads a guest's command line finds the URL that it was written from.
+
+Source: QEMU, qapi/block-core.json (BlockdevOptionsNbd, -Iscsi, -Nfs, -CurlHttp).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from agents.storageproof.urls import DiskUrl, parse
+
+__all__ = ["PROTOCOLS", "problem_of", "take_url", "words_of"]
+
+# Those whose servers were tried with a guest that moves, or that it only reads.
+_NBD, _ISCSI, _NFS, _HTTPS, _HTTP = PROTOCOLS = ("nbd", "iscsi", "nfs", "https", "http")
+# QEMU's curl driver cannot write.
+_READ_ONLY: Final = (_HTTPS, _HTTP)
+# BlockdevOptionsNfs has no port: libnfs asks the server's portmapper, or takes NFS's own.
+_NFS_PORT: Final = 2049
+_TARGET_AND_LUN: Final = re.compile(r"/(?P<target>[^/]+)/(?P<lun>[0-9]{1,5})")
+_EXAMPLES: Final = (
+    "nbd://store1:10809/web1, iscsi://store1:3260/iqn.2026-01.example:web1/1, nfs://store1:2049/guests/web1 or "
+    "https://store1:443/install.iso"
+)
+
+
+def problem_of(text: str, *, is_read_only: bool) -> str | None:
+    """Say why a URL cannot be a disk of a guest, or None."""
+    url = parse(text)
+    if url is None or url.scheme not in PROTOCOLS or url.words != text:
+        return f"{text!r:.80} is no URL with a port of {', '.join(PROTOCOLS)}, such as {_EXAMPLES}"
+    if url.scheme == _ISCSI and not _TARGET_AND_LUN.fullmatch(url.path):
+        return f"{text!r:.200} does not name a target and a LUN, as iscsi://store1:3260/iqn.2026-01.example:web1/1"
+    if url.scheme == _NFS and (url.port != _NFS_PORT or url.path.count("/") < 2):
+        return f"{text!r:.200} does not name a file of an export at port {_NFS_PORT}, the only one QEMU can be told"
+    if url.scheme in _READ_ONLY and not is_read_only:
+        return f"{text!r:.200} can only be read by QEMU: say read_only = true"
+    return None
+
+
+def words_of(url: DiskUrl) -> dict[str, str]:
+    """Give what QEMU's driver for this URL, which has no problem, is told."""
+    if url.scheme == _NBD:
+        server = {"server.type": "inet", "server.host": url.host, "server.port": str(url.port)}
+        return server | {"export": url.path.removeprefix("/")}
+    if url.scheme == _ISCSI:
+        target, _, lun = url.path.removeprefix("/").rpartition("/")
+        return {"transport": "tcp", "portal": url.authority, "target": target, "lun": lun}
+    if url.scheme == _NFS:
+        return {"server.type": "inet", "server.host": url.host, "path": url.path}
+    return {"url": url.words}
+
+
+def take_url(protocol: str, fields: dict[str, str]) -> str | None:
+    """Take out of a -blockdev's words those that name its place; give the URL, or None if no URL says the same."""
+    names = {
+        _NBD: ("server.type", "server.host", "server.port", "export"),
+        _ISCSI: ("transport", "portal", "target", "lun"),
+        _NFS: ("server.type", "server.host", "path"),
+    }.get(protocol, ("url",))
+    found = {name: fields.pop(f"file.{name}", "") for name in names}
+    if protocol == _NBD:
+        path = f"/{found['export']}" if found["export"] else ""
+        url = parse(f"nbd://{_bracketed(found['server.host'])}:{found['server.port']}{path}")
+    elif protocol == _ISCSI:
+        url = parse(f"iscsi://{found['portal']}/{found['target']}/{found['lun']}")
+    elif protocol == _NFS:
+        url = parse(f"nfs://{_bracketed(found['server.host'])}:{_NFS_PORT}{found['path']}")
+    else:
+        url = parse(found["url"])
+    if url is None or problem_of(url.words, is_read_only=True) or words_of(url) != found:
+        return None
+    return url.words
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

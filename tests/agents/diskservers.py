@@ -1,0 +1,171 @@
+"""Real servers of network disks, each for as long as a block lasts: NBD, iSCSI, HTTP and NFS."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.agents.host.fleet import free_port
+from tests.agents.parted import networks_of
+from tests.waiting import until_blocking
+
+__all__ = [
+    "IscsiTarget",
+    "http_file",
+    "iscsi_lun",
+    "iscsi_target",
+    "nbd_export",
+    "need_block_drivers",
+    "nfs_file",
+]
+
+TARGET: Final = "iqn.2026-01.example:guest-1"
+TGTADM_TIMEOUT_S: Final = 10.0
+
+
+def need_block_drivers(*programs: str) -> None:
+    """Skip where these servers, or QEMU's drivers of their protocols (Debian: qemu-block-extra), are not."""
+    for program in programs:
+        if _program(program) is None:
+            pytest.skip(f"needs {program}")
+    said = subprocess.run(
+        ["qemu-img", "info", "iscsi://127.0.0.1:1/a/1"], capture_output=True, text=True, check=False
+    ).stderr
+    if "Unknown protocol" in said:
+        pytest.skip("needs qemu-block-extra")
+
+
+@contextlib.contextmanager
+def nbd_export(image: Path, *options: str, export: str = "guest-1", clients: int = 0) -> Iterator[str]:
+    """Serve a raw image to so many clients at once (0: any); give the URL."""
+    port = free_port()
+    words = ("qemu-nbd", "-t", "-f", "raw", "-x", export, "-b", "127.0.0.1", "-p", str(port))
+    with _running([*words, "-e", str(clients), "--cache=none", *options, str(image)], _listens(port)):
+        yield f"nbd://127.0.0.1:{port}/{export}"
+
+
+@dataclass(frozen=True, slots=True)
+class IscsiTarget:
+    """A target whose LUN 1 is at `url`."""
+
+    url: str
+    socket: str
+
+    def tell(self, mode: str, operation: str, *words: str) -> None:
+        """Have tgtadm change it, whoever is logged in."""
+        subprocess.run(
+            [
+                *(_program("tgtadm") or "tgtadm", "--lld", "iscsi", "--tid", "1"),
+                *("--mode", mode, "--op", operation, *words),
+            ],
+            env={**os.environ, "TGT_IPC_SOCKET": self.socket},
+            check=True,
+            capture_output=True,
+            timeout=TGTADM_TIMEOUT_S,
+        )
+
+
+@contextlib.contextmanager
+def iscsi_target(image: Path) -> Iterator[IscsiTarget]:
+    """Have a target with a raw image as its LUN 1, which anybody may log in to."""
+    port = free_port()
+    target = IscsiTarget(f"iscsi://127.0.0.1:{port}/{TARGET}/1", f"{image}.tgtd")
+    server = [_program("tgtd") or "tgtd", "-f", "--iscsi", f"portal=127.0.0.1:{port}"]
+    with _running(server, _listens(port), {**os.environ, "TGT_IPC_SOCKET": target.socket}):
+        target.tell("target", "new", "-T", TARGET)
+        target.tell("logicalunit", "new", "--lun", "1", "-b", str(image))
+        target.tell("target", "bind", "-I", "ALL")
+        yield target
+
+
+@contextlib.contextmanager
+def iscsi_lun(image: Path) -> Iterator[str]:
+    """Have a target with a raw image as its LUN 1; give the URL."""
+    with iscsi_target(image) as target:
+        yield target.url
+
+
+@contextlib.contextmanager
+def http_file(image: Path) -> Iterator[str]:
+    """Serve the folder of an image to readers; give the image's URL."""
+    port, conf = free_port(), image.with_name("nginx.conf")
+    conf.write_text(
+        f"daemon off; pid {conf}.pid; error_log {conf}.log; events {{}}\n"
+        + (f"user {user};\n" if (user := _user()) else "")
+        + f"http {{ access_log off; server {{ listen 127.0.0.1:{port}; root {image.parent}; }} }}\n"
+    )
+    with _running([_program("nginx") or "nginx", "-e", f"{conf}.log", "-c", str(conf)], _listens(port)):
+        yield f"http://127.0.0.1:{port}/{image.name}"
+
+
+@contextlib.contextmanager
+def nfs_file(image: Path) -> Iterator[str]:
+    """Export the folder of an image from a host with an address of its own; give the image's URL.
+
+    The portmapper's port is one for a host, and this machine may have one: so is the directory that it writes to.
+    """
+    conf, log = image.with_name("ganesha.conf"), image.with_name("ganesha.log")
+    conf.write_text(
+        "NFS_CORE_PARAM { Protocols = 3; Enable_NLM = false; Enable_RQUOTA = false; }\n"
+        f"EXPORT {{ Export_Id = 1; Path = {image.parent}; Pseudo = /guests; Access_Type = RW;\n"
+        "  Squash = No_Root_Squash; SecType = sys; FSAL { Name = VFS; } }\n"
+        "LOG { Default_Log_Level = WARN; }\n"
+    )
+    serve = (
+        "mount -t tmpfs tmpfs /run && mkdir -p /run/ganesha && rpcbind -w && "
+        f"exec ganesha.nfsd -F -L {log} -f {conf} -p {conf}.pid"
+    )
+    with networks_of(1) as networks:
+        (address,) = networks.addresses
+
+        def serves() -> bool:
+            asked = subprocess.run(["rpcinfo", "-t", address, "nfs", "3"], capture_output=True, check=False)
+            return asked.returncode == 0
+
+        namespace = [*networks.prefix(0), "unshare", "--mount", "--pid", "--fork", "--kill-child"]
+        with _running([*namespace, "sh", "-c", serve], serves):
+            yield f"nfs://{address}:2049{image}"
+
+
+@contextlib.contextmanager
+def _running(
+    command: Sequence[str], serves: Callable[[], bool], environment: dict[str, str] | None = None
+) -> Iterator[None]:
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as server:
+
+        def is_up() -> bool:
+            if server.poll() is not None:
+                raise AssertionError(f"{command[0]} ended with {server.returncode}")
+            return serves()
+
+        try:
+            until_blocking(is_up, f"a {command[0]} that serves")
+            yield
+        finally:
+            server.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                server.wait(2)
+            server.kill()
+
+
+def _listens(port: int) -> Callable[[], bool]:
+    # By its listening socket: a client that connects may be the only one that it takes.
+    wanted = f" 0100007F:{port:04X} 00000000:0000 0A "
+    return lambda: wanted in Path("/proc/net/tcp").read_text()
+
+
+def _program(name: str) -> str | None:
+    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+
+
+def _user() -> str:
+    """Who reads the files for nginx: root's workers would be of a user that may not enter a test's folder."""
+    return "root" if os.geteuid() == 0 else ""

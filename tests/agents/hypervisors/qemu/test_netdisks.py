@@ -1,0 +1,58 @@
+"""URLs of network disks: what QEMU is told of each, and which can be no disk of a guest."""
+
+from __future__ import annotations
+
+import pytest
+
+from agents.hypervisors.qemu.netdisks import problem_of, take_url, words_of
+from agents.storageproof.urls import parse
+
+WORDS = {
+    "nbd://[fd00::1]:10809/web1": {
+        "server.type": "inet",
+        "server.host": "fd00::1",
+        "server.port": "10809",
+        "export": "web1",
+    },
+    "iscsi://[fd00::1]:3260/iqn.2026-01.example:web1/7": {
+        "transport": "tcp",
+        "portal": "[fd00::1]:3260",
+        "target": "iqn.2026-01.example:web1",
+        "lun": "7",
+    },
+    "nfs://store1:2049/guests/web1": {
+        "server.type": "inet",
+        "server.host": "store1",
+        "path": "/guests/web1",
+    },
+    "https://store1:443/a/install.iso": {"url": "https://store1:443/a/install.iso"},
+}
+
+
+@pytest.mark.parametrize("url", WORDS)
+def test_a_url_and_its_words_are_one(url: str) -> None:
+    place = parse(url)
+    assert place is not None
+    assert problem_of(url, is_read_only=True) is None
+    assert words_of(place) == WORDS[url]
+    fields = {f"file.{name}": word for name, word in WORDS[url].items()} | {"file.other": "stays"}
+    assert take_url(place.scheme, fields) == url
+    assert fields == {"file.other": "stays"}
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("nbd://store1/no-port", "no URL with a port"),
+        ("iscsi://me@store1:3260/iqn.a/1", "no URL with a port"),
+        ("ssh://store1:22/a", "no URL with a port"),
+        ("iscsi://store1:3260/iqn.a:b", "a target and a LUN"),
+        ("iscsi://store1:3260/iqn.a:b/one", "a target and a LUN"),
+        ("iscsi://store1:3260/iqn.a:b/c/1", "a target and a LUN"),
+        ("nfs://store1:2050/guests/a", "at port 2049"),
+        ("nfs://store1:2049/a", "a file of an export"),
+        ("https://store1:443/install.iso", "read_only = true"),
+    ],
+)
+def test_what_can_be_no_disk_of_a_guest_says_why(url: str, words: str) -> None:
+    assert words in (problem_of(url, is_read_only=False) or "")

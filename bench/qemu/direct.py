@@ -33,7 +33,8 @@ from migrate.stats import Report
 __all__ = ["Agents", "move", "running_agents"]
 
 HOSTS: Final = ("host-a", "host-b")
-CONTROL_PORT: Final = 47200
+# Below the range that the kernel takes for connections.
+CONTROL_PORT: Final = 27200
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S: Final = 30.0
 

@@ -19,7 +19,8 @@ from bench.qemu.source import Beats, Meter, Source, end_qemu
 
 __all__ = ["WAYS", "Way", "move"]
 
-PORT: Final = 47111
+# As those of the agents, below the range that the kernel takes for connections.
+PORT: Final = 27111
 DOWNTIME_LIMIT_MS: Final = 300
 CHANNELS: Final = 2
 UNLIMITED: Final = 1 << 40

@@ -211,12 +211,15 @@ class Copier:
         slow = not self._rounds or self._rounds[-1].goodput_bytes_per_s < FAST_LINK_BYTES_PER_S
         return LastRound(self._clock, self.sender.more_to_send, is_link_slow=slow)
 
-    async def send_last(self, last: LastRound) -> None:
-        """Send the last round until it is finished, and wait until the destination has it all."""
+    async def send_last(self, last: LastRound, on_given: Callable[[int], None]) -> None:
+        """Send the last round until it is finished, and wait until the destination has it all.
+
+        `on_given` as in `PayloadSender.send_all`: nothing changes the digest any more then.
+        """
         self._chooser.began(self._clock())
         # As much as is dirty already and as much again, and the state beside it: for a handful of pages one connection
         # is woken, whose thread does it all sooner than two that are in each other's way.
-        await self.sender.send_all(last, payloads=1 + 2 * self._dirty.count // BATCH_PAGES)
+        await self.sender.send_all(last, payloads=1 + 2 * self._dirty.count // BATCH_PAGES, on_given=on_given)
         self._chooser.ended(self._clock())
         if self._producer is not None:
             self._counts += self._producer.counts

@@ -35,6 +35,7 @@ from migrate.errors import (
 from migrate.facts import GuestFacts
 from migrate.messages import (
     MAX_COMPARED_GROUPS,
+    MAX_LOAD_WAIT_S,
     PROTOCOL,
     Abort,
     Aborted,
@@ -318,10 +319,17 @@ class IncomingMigration:
         return Armed()
 
     async def _load(self, request: Load) -> Loaded:
-        """All pages are here and acknowledged: prove them, then load the device state."""
+        """All pages are here or on their way: wait for the last of them, prove them, and load the device state."""
         self._expect(Phase.PRECOPY, request)
-        if not self._is_armed:
+        if not self._is_armed or self._receiver is None:
             raise PeerRefused("order", "Load came before Arm")
+        if not 0 <= request.within_s <= MAX_LOAD_WAIT_S:
+            raise PeerRefused("order", f"Load may wait {MAX_LOAD_WAIT_S:g} s, not {request.within_s:g}")
+        if not await self._receiver.await_applied(request.records, request.within_s):
+            # Not given up: the source has left this stop, and goes on from what is here.
+            raise PeerRefused(
+                "order", f"what had left before Load did not come within {request.within_s:g} s"
+            )
         state = self._state.whole(request.state_bytes)
         started_s = time.perf_counter()
         digest = b""
@@ -439,6 +447,8 @@ class IncomingMigration:
         failure = self._receiver.failure if self._receiver else None
         if self.phase is Phase.ROLLED_BACK:
             return Pong(received_bytes=0, failure="the migration was rolled back there")
+        if self.phase is Phase.STOP:
+            return Pong(received_bytes=0, failure="its machine has the device state of a stop that was left")
         return Pong(received_bytes=self.received_bytes, failure=str(failure) if failure else None)
 
     async def reserved_bytes(self) -> int:

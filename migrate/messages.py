@@ -41,6 +41,7 @@ __all__ = [
     "DENIED",
     "MAX_COMPARED_GROUPS",
     "MESSAGES",
+    "MAX_LOAD_WAIT_S",
     "PROTOCOL",
     "Abort",
     "Aborted",
@@ -66,6 +67,8 @@ __all__ = [
 ]
 
 PROTOCOL: Final = 1
+# A destination that waits for last pages answers nothing else. What is on its way then is a window of them at most.
+MAX_LOAD_WAIT_S: Final = 30.0
 # The code of a refusal by the destination's rules: it tells the source nothing of itself, not even in an Inspected.
 DENIED: Final = "denied"
 # Groups in one Compare: 1 GiB of RAM, whose answer has 2 MiB of hashes at most.
@@ -209,10 +212,16 @@ class Armed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """All of the stopped guest is there: the digest of its RAM, and how many bytes of device state it has."""
+    """All of the stopped guest has left: the digest of its RAM, and how many bytes of device state it has.
+
+    It overtakes the last payloads: the destination has all of them when it has `records` of the data plane's, and waits
+    `within_s` for that at most.
+    """
 
     digest: bytes
     state_bytes: int
+    records: int
+    within_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -226,10 +226,17 @@ PayloadConsumer = Callable[[memoryview], None]
 class PayloadSender(Protocol):
     """The data plane's sending side: several connections as one."""
 
-    async def send_all(self, producer: PayloadProducer, *, payloads: int | None = None) -> None:
+    async def send_all(
+        self,
+        producer: PayloadProducer,
+        *,
+        payloads: int | None = None,
+        on_given: Callable[[int], None] | None = None,
+    ) -> None:
         """Send everything that the producer gives, `payloads` at most; return when all of it is acknowledged.
 
-        Returning is the barrier between two rounds: whatever is sent next is newer everywhere.
+        Returning is the barrier between two rounds: whatever is sent next is newer everywhere. `on_given` hears, in the
+        event loop and not later than that, when all has left: how many records the receiver has when it has it all.
         Raises PeerGone when the link stays broken for longer than the configured outage.
         """
         ...
@@ -272,6 +279,10 @@ class PayloadReceiver(Protocol):
     @property
     def failure(self) -> Exception | None:
         """What the consumer or a connection raised that ends the migration."""
+        ...
+
+    async def await_applied(self, records: int, within_s: float) -> bool:
+        """Wait until the first `records` of all payloads are with the consumer; False: they were not in time."""
         ...
 
     async def aclose(self) -> None:

@@ -13,6 +13,7 @@ Longer than other modules: what is undone, and from when on no more, can only be
 from __future__ import annotations
 
 import contextlib
+import math
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
@@ -40,6 +41,7 @@ from migrate.errors import (
 from migrate.facts import GuestFacts
 from migrate.inspection import Asker, run_preflight
 from migrate.messages import (
+    MAX_LOAD_WAIT_S,
     PROTOCOL,
     Abort,
     Aborted,
@@ -155,6 +157,10 @@ class OutgoingMigration:
             await self._begin_precopy(guest, copier)
             await self._precopy(guest, copier)
         while not await self._stop(guest, copier):
+            if self._may_be_loaded:
+                # Its Load has an answer before newer pages are sent, which it would take for those that it waits for.
+                await self._ask_how_it_is()
+                self._may_be_loaded = False
             await self._precopy(guest, copier)
         return guest, copier
 
@@ -328,13 +334,11 @@ class OutgoingMigration:
         self._stops += 1
         try:
             with anyio.fail_after(None if self._stands_by_wish else budget_s):
-                await self._copy_last(guest, copier)
+                await self._copy_last(guest, copier, budget_s)
             return True
         except TimeoutError as exc:
             words = f"the guest stood still for {budget_s:g} s and the link did not carry its last pages"
-            if self._may_be_loaded or self._stops >= MAX_STOPS:
-                # A machine that has its device state takes no other: only a new one can.
-                self.may_try_again = self._stops < MAX_STOPS
+            if self._stops >= MAX_STOPS:
                 raise MigrationFailed(f"{words}: it runs on here") from exc
             await self._return(guest, copier, words)
             return False
@@ -347,25 +351,51 @@ class OutgoingMigration:
             self._is_suspended = False
         self._advance(Event.RETURNED, f"{words}: it runs on here and is copied on")
 
-    async def _copy_last(self, guest: RunningGuest, copier: Copier) -> None:
-        last = self._last
+    async def _copy_last(self, guest: RunningGuest, copier: Copier, within_s: float) -> None:
+        """Send the last pages and the device state, and have them proved and loaded.
+
+        Load leaves when the last payload has, and its answer comes with the acknowledgements: the guest stands still
+        for a round trip less. Who waits for a link however long it is broken (a suspended guest) has them first.
+        """
+        last, given = self._last, anyio.Event()
+        saved_s, records = math.inf, 0
+
+        def on_given(count: int) -> None:
+            nonlocal records
+            records = count
+            if not self._stands_by_wish:
+                given.set()
+
+        async def send() -> None:
+            nonlocal saved_s
+            await copier.send_last(last, on_given)
+            saved_s = self._ports.clock()
+            given.set()
+
         async with anyio.create_task_group() as parts:
-            parts.start_soon(copier.send_last, last)
+            parts.start_soon(send)
             async with anyio.create_task_group() as makers:
                 makers.start_soon(copier.add_last_pages, last)
                 makers.start_soon(guest.save_device_state, last.add_state)
             last.finish()
-        saved_s = self._ports.clock()
-        pages_s = last.pages_ended_s(saved_s)
-        digest = copier.digest()
-        self._may_be_loaded = True
-        loaded = await self._asker.ask(Load(digest=digest, state_bytes=last.state_bytes), Loaded)
+            await given.wait()
+            digest = copier.digest()
+            self._may_be_loaded = True
+            load = Load(
+                digest=digest,
+                state_bytes=last.state_bytes,
+                records=records,
+                within_s=min(within_s, MAX_LOAD_WAIT_S),
+            )
+            loaded = await self._asker.ask(load, Loaded)
+            self._loaded_s = self._ports.clock()
         if loaded.digest != digest:
             raise MigrationFailed("the destination's RAM is not what was sent: the digests differ")
         if self._controls.failure is not None:
             raise self._controls.failure
         self._tally.destination_digest = loaded.digest
-        self._loaded_s = self._ports.clock()
+        saved_s = min(saved_s, self._loaded_s)
+        pages_s = last.pages_ended_s(saved_s)
         self._parts_s = (
             self._stopped_s - self._stands_since_s,
             pages_s - self._stopped_s,
@@ -467,10 +497,15 @@ class OutgoingMigration:
 
     async def _watch_destination(self) -> None:
         while True:
-            pong = await self._asker.ask(Ping(), Pong)
-            if pong.failure is not None:
-                raise MigrationFailed(f"{self._settings.destination} cannot go on: {pong.failure}")
+            await self._ask_how_it_is()
             await anyio.sleep(PING_EVERY_S)
+
+    async def _ask_how_it_is(self) -> None:
+        pong = await self._asker.ask(Ping(), Pong)
+        if pong.failure is not None:
+            # A machine that has the device state of a stop that was left takes no other: only a new one can.
+            self.may_try_again = self._may_be_loaded
+            raise MigrationFailed(f"{self._settings.destination} cannot go on: {pong.failure}")
 
     async def _watch_deadline(self, guest: RunningGuest, copier: Copier) -> None:
         policy = self._controls.policy

@@ -17,6 +17,7 @@ import socket
 from collections.abc import Awaitable, Callable
 
 import anyio
+import anyio.from_thread
 
 from transport import limits
 from transport.courier import Courier
@@ -92,11 +93,21 @@ class SendBundle:
         self._is_sending = False
         self._is_closed = False
 
-    async def send_all(self, producer: Producer, *, payloads: int | None = None) -> None:
+    async def send_all(
+        self,
+        producer: Producer,
+        *,
+        payloads: int | None = None,
+        on_given: Callable[[int], None] | None = None,
+    ) -> None:
         """Send everything that the producer gives; return when all of it is acknowledged.
 
         `payloads` says how many there are at most, where that is known: no more connections than that are
         woken. A few last pages on one connection instead of two take 0.6 ms less of a downtime (2 vCPUs).
+
+        `on_given` hears, in the bundle's event loop, when all payloads have been given to connections: how many records
+        the peer has when it has them all (`ReceiveBundle.await_applied`). Acknowledgements are still to come then. It
+        hears nothing of a round that fails before.
 
         Returning is the barrier between two rounds. A call that was cancelled or has failed leaves records
         that may still arrive; the next call brings them to the peer before it asks its own producer.
@@ -113,7 +124,7 @@ class SendBundle:
         failure: BaseException | None = None
         try:
             self._well_at_s = anyio.current_time()
-            self._flow.begin(producer)
+            self._flow.begin(producer, _in_its_loop(on_given) if on_given else None)
             try:
                 async with anyio.create_task_group() as tasks:
                     for slot in range(self._connections if payloads is None else self._woken_by(payloads)):
@@ -260,3 +271,12 @@ class SendBundle:
         """Close a slot's connection and queue what it carried; give the number of records."""
         self._couriers.pop(slot).close()
         return self._flow.break_slot(slot)
+
+
+def _in_its_loop(tell: Callable[[int], None]) -> Callable[[int], None]:
+    """Give what a connection's thread may call for it."""
+
+    def call(count: int) -> None:
+        anyio.from_thread.run_sync(tell, count)
+
+    return call

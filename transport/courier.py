@@ -93,6 +93,8 @@ class Courier:
                 return
             else:
                 self._wait(_LONGEST_WAIT_S)
+                continue
+            self._flow.tell_given()
 
     def close(self) -> None:
         """Close the socket and what belongs to the thread, which must have ended."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from typing import Final
 
 from transport import limits
@@ -66,6 +67,7 @@ class Flow:
         self._is_dry = False  # the producer has nothing now, and may have more
         self._mores = 0
         self._pulled_at: dict[int, int] = {}
+        self._on_given: Callable[[int], None] | None = None
         self._is_draining = False
         self._is_interrupted = False
         self._rate_changes = 0
@@ -94,10 +96,11 @@ class Flow:
 
     # --- the round, from the bundle's task ---
 
-    def begin(self, producer: Producer) -> None:
+    def begin(self, producer: Producer, on_given: Callable[[int], None] | None = None) -> None:
         """Start a round. What a cancelled round left un-acknowledged is sent first, before anything newer."""
         with self._lock:
             self._producer = producer
+            self._on_given = on_given
             self._pulling = 0
             self._is_dry = False
             self._is_draining = not self._ledger.all_acked
@@ -190,6 +193,18 @@ class Flow:
             self._pulling -= 1
             self._producer = None
             self._wake_all()
+
+    def tell_given(self) -> None:
+        """Call `on_given`, once in a round, when all of its payloads are records. A thread asks after each step."""
+        if self._on_given is None:
+            return
+        with self._lock:
+            tell = self._on_given
+            if tell is None or self._producer is not None or self._pulling:
+                return
+            self._on_given = None
+            records = self._ledger.records
+        tell(records)
 
     def seal(self, slot: int, payload: memoryview) -> SealedRecord:
         """Make a record of a payload, and keep it until it is acknowledged."""

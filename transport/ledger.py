@@ -52,6 +52,11 @@ class SendLedger:
         self._resend: list[int] = []
 
     @property
+    def records(self) -> int:
+        """How many sequence numbers were taken: every record so far is below."""
+        return self._next_seq
+
+    @property
     def in_flight_bytes(self) -> int:
         """Memory of all records that are not acknowledged."""
         return self._in_flight_bytes

@@ -121,6 +121,20 @@ class ReceiveBundle:
                 return
             await run_interruptibly(lambda: self.serve(sock), lambda: shut_down(sock), self._limiter)
 
+    async def await_applied(self, records: int, within_s: float) -> bool:
+        """Wait until all of the first `records` are applied; False: they were not in time, or the bundle has ended."""
+        if self._is_whole(records):
+            return True
+        return await anyio.to_thread.run_sync(self._wait_applied, records, within_s)
+
+    def _wait_applied(self, records: int, within_s: float) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_closed or self._is_whole(records), within_s)
+            return self._is_whole(records)
+
+    def _is_whole(self, records: int) -> bool:
+        return self._ledger.floor >= records
+
     def close(self) -> None:
         """Make all serving threads end, each after the record that it is applying."""
         with self._changed:

@@ -121,6 +121,9 @@ class ListeningBundle:
     def failure(self) -> Exception | None:
         return self._bundle.failure
 
+    async def await_applied(self, records: int, within_s: float) -> bool:
+        return await self._bundle.await_applied(records, within_s)
+
     async def aclose(self) -> None:
         """Close all connections; when this returns the consumer is called no more. May be called twice."""
         self._listener.forget(self._session_id)

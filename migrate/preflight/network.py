@@ -33,7 +33,7 @@ REACHABLE: Final = Check(
 ROUND_TRIP: Final = Check(
     check_id="round-trip",
     asked="Is the round trip between the hosts short?",
-    why="While the guest stands still the source waits for three answers: its last pages, Load and Commit",
+    why="While the guest stands still the source waits twice: for its last pages and Load together, and for Commit",
     remedy="Use a shorter way between the hosts, or allow a longer downtime (--downtime-limit)",
 )
 MTU: Final = Check(
@@ -51,10 +51,10 @@ THROUGHPUT: Final = Check(
 )
 CHECKS: Final = (REACHABLE, ROUND_TRIP, MTU, THROUGHPUT)
 
-# In `migrate.source`, from `_stop` to the answer to Commit: the acknowledgement of the last payload, Loaded, Running.
+# In `migrate.source`, from `_stop` to the answer to Commit: the last payloads and Load beside them, then Commit.
 # The guest itself runs again half a round trip earlier, when Commit has arrived.
-SWITCHOVER_ROUND_TRIPS: Final = 3
-# Three of them make half of the default downtime limit of 300 ms.
+SWITCHOVER_ROUND_TRIPS: Final = 2
+# Two of them make a third of the default downtime limit of 300 ms.
 WARN_ROUND_TRIP_S: Final = 0.05
 # Tunnels leave 1420 to 1450 of Ethernet's 1500; what has less is nested, or somewhere set wrong.
 WARN_MTU_BYTES: Final = 1400

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
 import anyio
 import pytest
 
 from memory.runs import Runs, pages_in
-from migrate.messages import Arm, Load
+from migrate.messages import MAX_LOAD_WAIT_S, Arm, Load, Loaded
 from migrate.phases import Phase
 from migrate.plan import Policy
+from migrate.ports import PayloadProducer
 from migrate.source import MAX_STOPS
-from tests.migrate.world import FACTS, PAGES, World
+from tests.migrate.world import FACTS, PAGES, InMemorySender, World
+from tests.waiting import delay
+from transport.errors import PeerRefused
 
 pytestmark = pytest.mark.anyio
 
@@ -23,6 +30,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 POLICY = Policy(downtime_limit_s=0.3)
+OnGiven = Callable[[int], None] | None
 
 
 def stall_at_stops(world: World, stops: int) -> list[bool]:
@@ -117,14 +125,114 @@ async def test_a_device_state_of_a_stop_that_was_left_is_void() -> None:
     assert world.hosts["b"].by_id[FACTS.guest_id].state == b"registers++"
 
 
-async def test_a_machine_that_may_have_its_state_takes_no_other() -> None:
+async def test_load_does_not_wait_for_acknowledgements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round trip less of a guest that stands still."""
     world = World()
-    world.drops_replies_to = Load
-    world.outage_s = 0.2
+    guest, loads, send_all = world.guest, note_loads(world), InMemorySender.send_all
+
+    async def acknowledge_late(
+        self: InMemorySender, producer: PayloadProducer, *, on_given: OnGiven = None, **options: int
+    ) -> None:
+        await send_all(self, producer, on_given=on_given, **options)
+        if not guest.is_running:
+            await loads.came.wait()
+
+    monkeypatch.setattr(InMemorySender, "send_all", acknowledge_late)
+    report = await world.migrate(POLICY)
+    assert report.phase is Phase.COMPLETE, report.error
+    assert [new for _, new, _ in world.watchers["a"].changes].count(Phase.STOP) == 1
+
+
+async def test_who_suspends_a_guest_has_the_acknowledgements_before_load() -> None:
+    world = World()
+    loads = note_loads(world)
+    report = await world.migrate(Policy(is_offline=True))
+    assert report.phase is Phase.COMPLETE, report.error
+    assert [load.records for load in loads.seen] == [world.receiver.applied.records]
+
+
+@pytest.mark.parametrize("within_s", [-1.0, math.nan, math.inf, MAX_LOAD_WAIT_S + 1])
+async def test_a_load_that_would_wait_too_long_is_refused(within_s: float) -> None:
+    world = World()
+    handle = world.incoming.handle
+
+    async def change(request: object) -> object:
+        return await handle(replace(request, within_s=within_s) if isinstance(request, Load) else request)
+
+    world.incoming.handle = change  # type: ignore[method-assign]
     report = await world.migrate(POLICY)
     assert report.phase is Phase.ROLLED_BACK
-    assert "it runs on here" in (report.error or "")
+    assert "Load may wait 30 s" in (report.error or "")
     assert world.runs_at("a")
+
+
+async def test_a_load_whose_pages_do_not_come_leaves_the_machine_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World()
+    guest, loads, send_all = world.guest, note_loads(world), InMemorySender.send_all
+    lost: list[int] = []
+
+    async def lose_one(
+        self: InMemorySender, producer: PayloadProducer, *, on_given: OnGiven = None, **options: int
+    ) -> None:
+        if guest.is_running or lost or on_given is None:
+            await send_all(self, producer, on_given=on_given, **options)
+            return
+        await send_all(self, producer, payloads=options["payloads"])
+        lost.append(world.receiver.applied.records)
+        on_given(lost[0] + 1)
+        await anyio.sleep_forever()
+
+    monkeypatch.setattr(InMemorySender, "send_all", lose_one)
+    report = await world.migrate(POLICY)
+    assert report.phase is Phase.COMPLETE, report.error
+    # One that was refused, one that was obeyed: by one machine.
+    assert [type(answer) for answer in loads.answers] == [PeerRefused, Loaded]
+    assert "did not come within 0.2 s" in str(loads.answers[0])
+    assert report.source_digest == report.destination_digest
+
+
+async def test_a_machine_with_the_state_of_a_stop_that_was_left_takes_no_other() -> None:
+    world = World()
+    loads = note_loads(world, answers_after_s=0.3)
+    report = await world.migrate(POLICY)
+    assert report.phase is Phase.ROLLED_BACK
+    assert "device state of a stop that was left" in (report.error or "")
+    assert [type(answer) for answer in loads.answers] == [Loaded]
+    assert world.may_try_again
+    assert world.runs_at("a")
+    assert not world.runs_at("b")
+
+
+@dataclass
+class Loads:
+    """Each Load that came to the destination, and what was answered."""
+
+    seen: list[Load] = field(default_factory=list)
+    answers: list[object] = field(default_factory=list)
+    came: anyio.Event = field(default_factory=anyio.Event)
+
+
+def note_loads(world: World, *, answers_after_s: float = 0.0) -> Loads:
+    loads, handle = Loads(), world.incoming.handle
+
+    async def note(request: object) -> object:
+        if not isinstance(request, Load):
+            return await handle(request)
+        loads.seen.append(request)
+        loads.came.set()
+        try:
+            answer = await handle(request)
+        except PeerRefused as exc:
+            loads.answers.append(exc)
+            raise
+        loads.answers.append(answer)
+        await delay(answers_after_s)
+        return answer
+
+    world.incoming.handle = note  # type: ignore[method-assign]
+    return loads
 
 
 async def test_a_link_that_fails_at_every_stop_ends_the_migration() -> None:

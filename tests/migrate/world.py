@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory.bitmap import DirtyBitmap
-from memory.codec import MAX_PAYLOAD_BYTES
 from memory.layout import PAGE_BYTES
 from memory.runs import Runs, empty_runs, expand, runs_of_mask
 from migrate.controls import Controls
@@ -54,11 +53,11 @@ from migrate.preflight import LockAnswer, Probe, Reading
 from migrate.source import OutgoingMigration
 from migrate.source_ports import SourcePorts, SourceSettings
 from migrate.stats import Progress, Report, RoundStats
+from tests.dataplane import Applied, GivenOut
 from tests.faults import Fuse, fused_stream_pair
 from tests.waiting import delay
 from transport.credit import Backoff
 from transport.errors import PeerGone
-from transport.producer import NOT_YET
 from transport.schema import Schema
 from transport.session import SESSION_SCHEMA, CallServer, CallSession
 from transport.wire import MessageChannel
@@ -462,6 +461,28 @@ class Watcher:
         self.rounds.append(round_stats)
 
 
+@dataclass
+class InMemoryReceiver:
+    """The other end of InMemorySender."""
+
+    consumer: PayloadConsumer
+    data_port: int = 7701
+    received_bytes: int = 0
+    failure: Exception | None = None
+    is_closed: bool = False
+    applied: Applied = field(default_factory=Applied)
+
+    def take(self, number: int, payload: memoryview) -> None:
+        self.consumer(payload)
+        self.applied.is_new(number)
+
+    async def await_applied(self, records: int, within_s: float) -> bool:
+        return await self.applied.wait_for(records, within_s)
+
+    async def aclose(self) -> None:
+        self.is_closed = True
+
+
 class InMemorySender:
     """The data plane without a wire: each payload is one operation of the fuse, and a break sends it again.
 
@@ -470,41 +491,45 @@ class InMemorySender:
     `bytes_per_s` is the link's rate in the loop's own time.
     """
 
-    def __init__(self, consumer: PayloadConsumer, fuse: Fuse, bytes_per_s: float | None = None) -> None:
+    def __init__(self, receiver: InMemoryReceiver, fuse: Fuse, bytes_per_s: float | None = None) -> None:
         self.wire_bytes = 0
         self.acked_payload_bytes = 0
         self.resent_bytes = 0
         self.link_breaks = 0
         self.is_closed = False
         self.bandwidth: float | None = None
-        self._consumer = consumer
+        self._receiver = receiver
         self._fuse = fuse
         self._bytes_per_s = bytes_per_s
-        self._buffer = memoryview(bytearray(MAX_PAYLOAD_BYTES))
-        self._more = anyio.Event()
+        self._given_out = GivenOut(self._carry)
         self._well = anyio.Event()
         self._well.set()
         # Somebody waits for a link that stalls.
         self.stands = anyio.Event()
 
-    async def send_all(self, producer: PayloadProducer, *, payloads: int | None = None) -> None:
-        while size := producer(self._buffer):
-            if size == NOT_YET:
-                await self._more.wait()
-                self._more = anyio.Event()
-                continue
-            if not self._well.is_set():
-                self.stands.set()
-            await self._well.wait()
-            if self._fuse.count():
-                self.link_breaks += 1
-                self.resent_bytes += size
-                self.wire_bytes += size
-            # One that arrived and whose acknowledgement was lost is sent again, and dropped there.
-            self._consumer(self._buffer[:size])
+    async def send_all(
+        self,
+        producer: PayloadProducer,
+        *,
+        payloads: int | None = None,
+        on_given: Callable[[int], None] | None = None,
+    ) -> None:
+        await self._given_out.round(producer, on_given)
+
+    async def _carry(self, number: int, payload: memoryview) -> None:
+        size = len(payload)
+        if not self._well.is_set():
+            self.stands.set()
+        await self._well.wait()
+        if self._fuse.count():
+            self.link_breaks += 1
+            self.resent_bytes += size
             self.wire_bytes += size
-            self.acked_payload_bytes += size
-            await delay(size / self._bytes_per_s if self._bytes_per_s else 0)
+        # One that arrived and whose acknowledgement was lost is sent again, and dropped there.
+        self._receiver.take(number, payload)
+        self.wire_bytes += size
+        self.acked_payload_bytes += size
+        await delay(size / self._bytes_per_s if self._bytes_per_s else 0)
 
     def stall(self) -> None:
         """From now on nothing arrives: what is under way is lost with whoever gives up waiting."""
@@ -514,23 +539,10 @@ class InMemorySender:
         self._well.set()
 
     def more_to_send(self) -> None:
-        self._more.set()
+        self._given_out.more()
 
     def set_bandwidth(self, bytes_per_s: float | None) -> None:
         self.bandwidth = bytes_per_s
-
-    async def aclose(self) -> None:
-        self.is_closed = True
-
-
-@dataclass
-class InMemoryReceiver:
-    """The other end of InMemorySender."""
-
-    data_port: int = 7701
-    received_bytes: int = 0
-    failure: Exception | None = None
-    is_closed: bool = False
 
     async def aclose(self) -> None:
         self.is_closed = True
@@ -556,6 +568,7 @@ class World:
         self.controls = Controls(Policy(downtime_limit_s=0.3))
         self.sender: InMemorySender | None = None
         self.spoils_ram = False
+        self.may_try_again = False
         self.source_task = anyio.CancelScope()
         guest = FakeGuest(self, "a", FACTS, is_running=True)
         guest.write(range(0, PAGES, 2))
@@ -585,8 +598,7 @@ class World:
 
     def _destination_ports(self) -> DestinationPorts:
         async def open_receiver(request: Prepare, consumer: PayloadConsumer) -> InMemoryReceiver:
-            self._consumer = consumer
-            self.receiver = InMemoryReceiver()
+            self.receiver = InMemoryReceiver(consumer)
             return self.receiver
 
         return DestinationPorts(
@@ -661,7 +673,7 @@ class World:
         async with self._session() as session:
 
             async def open_sender(prepared: Prepared, secret: bytes) -> InMemorySender:
-                self.sender = InMemorySender(self._consumer, self.fuse, self.link_bytes_per_s)
+                self.sender = InMemorySender(self.receiver, self.fuse, self.link_bytes_per_s)
                 return self.sender
 
             ports = SourcePorts(
@@ -676,5 +688,7 @@ class World:
             )
             migration = OutgoingMigration(FACTS.guest_id, ports, settings, self.controls)
             with self.source_task:
-                return await migration.run()
+                report = await migration.run()
+                self.may_try_again = migration.may_try_again
+                return report
             return None

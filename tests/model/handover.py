@@ -38,7 +38,10 @@ _GIVEN_BACK: Final = next_generation(_BY_DESTINATION, "source", "m1")
 
 
 class State(NamedTuple):
-    """A phase of None is an agent that is down; `stop` counts the returns, and names the RAM of one stop."""
+    """A phase of None is an agent that is down; `stop` counts the returns, and names the RAM of one stop.
+
+    `armed_for` is the stop that the destination was last armed for, `loaded` the one whose device state it has.
+    """
 
     source: Phase | None = Phase.PRECOPY
     destination: Phase | None = Phase.PRECOPY
@@ -47,7 +50,8 @@ class State(NamedTuple):
     source_armed: bool = False
     destination_armed: bool = False
     received: int = -1
-    load_sent: bool = False
+    armed_for: int = -1
+    loaded: int = -1
     stop: int = 0
     record: Ownership = _FIRST
     messages: frozenset[tuple[str, int]] = frozenset()
@@ -98,8 +102,8 @@ def _claim(s: State, wanted: Ownership, without: str) -> State:
     return s._replace(record=wanted) if is_free else s
 
 
-def _say(s: State, word: str) -> State:
-    return s._replace(messages=s.messages | {(word, s.stop)})
+def _say(s: State, word: str, stop: int | None = None) -> State:
+    return s._replace(messages=s.messages | {(word, s.stop if stop is None else stop)})
 
 
 def _settle(s: State, without: str) -> State:
@@ -132,19 +136,21 @@ def _source(s: State, without: str) -> Iterator[_Step]:
         if not s.source_armed and not early:
             yield "source journals commit-may-leave", False, s._replace(source_armed=True)
         yield "source sends Arm", False, _say(s, "Arm")
+        if s.received != -1:
+            yield "pages of a later round arrive", False, s._replace(received=-1)
         if (s.source_armed or early) and ("Armed", s.stop) in s.messages:
             stopped = s._replace(source=advance(SOURCE, phase, Event.CONVERGED), source_guest="stands")
             yield "source stops the guest", False, stopped
     elif phase is Phase.STOP:
         yield "last pages arrive", False, s._replace(received=s.stop)
-        yield "source sends Load", False, _say(s._replace(load_sent=True), "Load")
-        if s.stop < 2 and not s.load_sent:
+        yield "source sends Load", False, _say(s, "Load")
+        if s.stop < 2:
             back = s._replace(
                 source=advance(SOURCE, phase, Event.RETURNED), source_guest="runs", stop=s.stop + 1
             )
             yield "source returns to the pre-copy", True, back
-        # The answer to a Load of an earlier stop is one too, if such a Load could be outstanding.
-        if any(word == "Loaded" for word, _ in s.messages):
+        # The answer to a Load of an earlier stop is none: a request has a number, and so has its answer.
+        if ("Loaded", s.stop) in s.messages:
             yield (
                 "source sends Commit",
                 False,
@@ -198,12 +204,15 @@ def _destination(s: State, without: str, bounds: Bounds) -> Iterator[_Step]:
                 ),
             )
     elif phase is Phase.PRECOPY:
-        if "Arm" in words:
-            yield "destination answers Armed", False, _say(s._replace(destination_armed=True), "Armed")
-        proved = s.received == s.stop or without == "digest before Loaded"
-        if ("Load", s.stop) in s.messages and s.destination_armed and proved:
-            loaded = s._replace(destination=advance(DESTINATION, phase, Event.READY))
-            yield "destination answers Loaded", False, _say(loaded, "Loaded")
+        # A request that is older than one that was obeyed is a ghost of a dead channel.
+        for stop in (stop for word, stop in s.messages if word == "Arm" and stop >= s.armed_for):
+            armed = s._replace(destination_armed=True, armed_for=stop)
+            yield "destination answers Armed", False, _say(armed, "Armed", stop)
+        # By the digest that came with Load: of a stop that was left the pages may all be here.
+        proved = s.received == s.armed_for or without == "digest before Loaded"
+        if ("Load", s.armed_for) in s.messages and s.destination_armed and proved:
+            loaded = s._replace(destination=advance(DESTINATION, phase, Event.READY), loaded=s.armed_for)
+            yield "destination answers Loaded", False, _say(loaded, "Loaded", s.armed_for)
     elif phase is Phase.STOP:
         if "Commit" in words:
             yield (
@@ -297,6 +306,8 @@ def _violation(s: State) -> str | None:
         return "two copies run"
     if s.destination_guest == "runs" and s.received != s.stop:
         return "a copy runs whose RAM is not whole"
+    if s.destination_guest == "runs" and s.loaded != s.stop:
+        return "a copy runs with the device state of another stop"
     if s.destination_guest == "runs" and not is_destinations(s.record, _BY_DESTINATION):
         return "a copy runs that does not own the guest"
     if s.source_guest == "runs" and is_destinations(s.record, _BY_DESTINATION):

@@ -7,17 +7,17 @@ way when a link broke is sent again, whether it has arrived or not.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from memory.codec import MAX_PAYLOAD_BYTES
 from migrate.ports import PayloadConsumer, PayloadProducer
+from tests.dataplane import Applied, GivenOut
 from tests.faults import FusedStream
 from tests.sim.faults import OUTAGE_S
 from tests.sim.lives import Life, step
 from transport.errors import PeerGone
-from transport.producer import NOT_YET
 
 if TYPE_CHECKING:
     from tests.sim.world import World
@@ -64,14 +64,20 @@ class SimReceiver:
         self._world = world
         self._life = life
         self._consumer = consumer
+        self._applied = Applied()
 
     @property
     def is_open(self) -> bool:
         return self.data_port in self._world.ports and not (self._life is not None and self._life.is_over)
 
-    def take(self, payload: memoryview) -> None:
-        self._consumer(payload)
+    def take(self, number: int, payload: memoryview) -> None:
         self.received_bytes += len(payload)
+        if self._applied.is_new(number):
+            self._consumer(payload)
+
+    async def await_applied(self, records: int, within_s: float) -> bool:
+        step()
+        return await self._applied.wait_for(records, within_s)
 
     async def aclose(self) -> None:
         step()
@@ -94,27 +100,28 @@ class SimSender:
         self._bytes_per_s = bytes_per_s
         self._rng = rng
         self._cap: float | None = None
-        self._buffer = memoryview(bytearray(MAX_PAYLOAD_BYTES))
-        self._more = anyio.Event()
+        self._given_out = GivenOut(self._carry)
         self._lifted = anyio.Event()
 
-    async def send_all(self, producer: PayloadProducer, *, payloads: int | None = None) -> None:
-        while True:
-            step()
-            size = producer(self._buffer)
-            if not size:
-                return
-            if size == NOT_YET:
-                await self._more.wait()
-                self._more = anyio.Event()
-                continue
-            while not (await self._arrives(size) and self._take(size)):
-                # It may have arrived before the link broke; either way it is sent again.
-                self.link_breaks += 1
-                self.resent_bytes += size
-                if self._rng.random() < 0.5:
-                    self._take(size)
-            self.acked_payload_bytes += size
+    async def send_all(
+        self,
+        producer: PayloadProducer,
+        *,
+        payloads: int | None = None,
+        on_given: Callable[[int], None] | None = None,
+    ) -> None:
+        await self._given_out.round(producer, on_given)
+
+    async def _carry(self, number: int, payload: memoryview) -> None:
+        step()
+        size = len(payload)
+        while not (await self._arrives(size) and self._take(number, payload)):
+            # It may have arrived before the link broke; either way it is sent again.
+            self.link_breaks += 1
+            self.resent_bytes += size
+            if self._rng.random() < 0.5:
+                self._take(number, payload)
+        self.acked_payload_bytes += size
 
     async def _arrives(self, size: int) -> bool:
         await self._wait_for_link()
@@ -130,11 +137,11 @@ class SimSender:
     def _rate(self) -> float:
         return self._bytes_per_s if self._cap is None else min(self._bytes_per_s, self._cap)
 
-    def _take(self, size: int) -> bool:
+    def _take(self, number: int, payload: memoryview) -> bool:
         receiver = self._receiver
         if receiver is None or not receiver.is_open:
             return False
-        receiver.take(self._buffer[:size])
+        receiver.take(number, payload)
         return True
 
     async def _wait_for_link(self) -> None:
@@ -147,7 +154,7 @@ class SimSender:
             raise PeerGone(f"no data connection worked for {OUTAGE_S:g} s")
 
     def more_to_send(self) -> None:
-        self._more.set()
+        self._given_out.more()
 
     def set_bandwidth(self, bytes_per_s: float | None) -> None:
         self._cap = bytes_per_s

@@ -155,6 +155,54 @@ async def test_every_payload_is_applied_exactly_once(connections: int) -> None:
         assert both.sender.in_flight_bytes == 0
 
 
+async def test_who_sends_hears_when_all_has_left_and_who_receives_when_all_is_applied() -> None:
+    """The word that all has left overtakes the acknowledgements: here the last payload waits for it."""
+    may_end, seen = threading.Event(), Seen()
+    seen.on_payload = lambda number: number < 19 or may_end.wait(5)
+    given: list[int] = []
+
+    async def send_twenty(both: Ends, has_left: anyio.Event) -> None:
+        def on_given(records: int) -> None:
+            given.append(records)
+            has_left.set()
+
+        await both.sender.send_all(Numbers(until=20), on_given=on_given)
+
+    async with ends(seen) as both:
+        for records in (30, 60):
+            await both.sender.send_all(Numbers(until=10))
+            async with anyio.create_task_group() as tasks:
+                has_left = anyio.Event()
+                tasks.start_soon(send_twenty, both, has_left)
+                with anyio.fail_after(4):
+                    await has_left.wait()
+                assert given[-1] == records
+                assert await both.receiver.await_applied(records - 20, 4)
+                assert not await both.receiver.await_applied(records, 0.05)
+                may_end.set()
+                assert await both.receiver.await_applied(records, 4)
+            may_end.clear()
+        assert given == [30, 60]
+        assert not await both.receiver.await_applied(61, 0.0)
+        await both.receiver.aclose()
+        assert not await both.receiver.await_applied(61, 5)
+
+
+async def test_a_round_that_fails_has_not_left() -> None:
+    given: list[int] = []
+
+    def fail(buffer: memoryview) -> int:
+        raise RuntimeError("of the producer")
+
+    async with ends(Seen()) as both:
+        with pytest.raises(RuntimeError, match="of the producer"):
+            await both.sender.send_all(fail, on_given=given.append)
+        assert given == []
+        # Nothing at all has left whole.
+        await both.sender.send_all(lambda buffer: 0, on_given=given.append)
+        assert given == [0]
+
+
 async def test_a_round_is_applied_before_send_all_returns_and_the_next_reuses_its_connections() -> None:
     seen = Seen()
     async with ends(seen) as both:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -164,11 +165,11 @@ async def test_a_guest_whose_last_pages_do_not_arrive_runs_on_and_stops_again(
 ) -> None:
     send_last, stalls = Copier.send_last, [True, True]
 
-    async def stall(copier: Copier, last: LastRound) -> None:
+    async def stall(copier: Copier, last: LastRound, on_given: Callable[[int], None]) -> None:
         if stalls:
             stalls.pop()
             await anyio.sleep_forever()
-        await send_last(copier, last)
+        await send_last(copier, last, on_given)
 
     monkeypatch.setattr(Copier, "send_last", stall)
     async with qemu_fleet(folder) as guests:

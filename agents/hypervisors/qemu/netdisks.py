@@ -8,12 +8,14 @@ Source: QEMU, qapi/block-core.json (BlockdevOptionsNbd, -Iscsi, -Nfs, -CurlHttp)
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterator
 from typing import Final
 
 from agents.storageproof.urls import DiskUrl, parse
 
-__all__ = ["PROTOCOLS", "problem_of", "take_url", "words_of"]
+__all__ = ["PROTOCOLS", "problem_of", "take_url", "url_of_filename", "words_of"]
 
 # Those whose servers were tried with a guest that moves, or that it only reads.
 _NBD, _ISCSI, _NFS, _HTTPS, _HTTP = PROTOCOLS = ("nbd", "iscsi", "nfs", "https", "http")
@@ -75,6 +77,32 @@ def take_url(protocol: str, fields: dict[str, str]) -> str | None:
     if url is None or problem_of(url.words, is_read_only=True) or words_of(url) != found:
         return None
     return url.words
+
+
+def url_of_filename(name: str) -> str:
+    """Give the URL of what QEMU calls an image that it has open; the name as it is, where it is no network disk's.
+
+    QEMU has URLs for most of them, without the usual port, and `json:` with its driver's words for an iSCSI LUN.
+    """
+    if not name.startswith("json:"):
+        place = parse(name)
+        return place.words if place and place.scheme in PROTOCOLS else name
+    try:
+        block = json.loads(name.removeprefix("json:"))
+        while isinstance(block, dict) and block.get("driver") not in PROTOCOLS:
+            block = block.get("file")
+        words = dict(_flat(block, "file.")) if isinstance(block, dict) else {}
+    except (ValueError, RecursionError):
+        return name
+    return take_url(words.pop("file.driver", ""), words) or name
+
+
+def _flat(block: dict[str, object], prefix: str) -> Iterator[tuple[str, str]]:
+    for key, value in block.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, str(value)
 
 
 def _bracketed(host: str) -> str:

@@ -16,6 +16,7 @@ import anyio.to_thread
 
 from agents.hypervisors.qemu.describe import cpu_of, features_of_expansion
 from agents.hypervisors.qemu.errors import QmpFailed
+from agents.hypervisors.qemu.netdisks import url_of_filename
 from agents.hypervisors.qemu.qmp import Json, Qmp, field_of
 from agents.hypervisors.qemu.spec import Cache, is_cpu
 from migrate.facts import BlockFacts, CpuFacts, DiskFacts, DiskKind
@@ -88,13 +89,15 @@ async def observed_disks(qmp: Qmp) -> tuple[DiskFacts, ...]:
 
 def _disk(name: str, block: Json) -> DiskFacts:
     inserted = field_of(block, "inserted")
-    path = _sendable(field_of(inserted, "image", "filename"))
+    path = url_of_filename(_sendable(field_of(inserted, "image", "filename")))
     is_read_only = field_of(inserted, "ro") is True
-    is_file = path.startswith("/")
-    if field_of(block, "removable") is True:
-        kind = DiskKind.CDROM if is_file else DiskKind.EMPTY
+    is_file, is_removable = path.startswith("/"), field_of(block, "removable") is True
+    if is_removable and not path:
+        kind = DiskKind.EMPTY
+    elif is_file:
+        kind = DiskKind.CDROM if is_removable else DiskKind.FILE
     else:
-        kind = DiskKind.FILE if is_file else DiskKind.NETWORK
+        kind = DiskKind.NETWORK
     return DiskFacts(
         name=name,
         path=path,

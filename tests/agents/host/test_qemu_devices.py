@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,9 +11,12 @@ import pytest
 
 from agents.api import Check, CheckReport
 from agents.hypervisors.qemu.hardware import devices_of
+from agents.hypervisors.qemu.netdisks import words_of
 from agents.hypervisors.qemu.qmp import Qmp
+from agents.storageproof.urls import parse
 from migrate.facts import MAX_DEVICES
 from migrate.preflight import AREAS, Finding, Severity
+from tests.agents.diskservers import iscsi_lun, need_block_drivers
 from tests.agents.host.fleet import report_of, running_fleet
 from tests.agents.host.qemu_by_hand import ByHand, started_by_hand
 from tests.agents.hypervisors.qemu.conftest import needs_qemu, needs_root_tool
@@ -29,8 +33,10 @@ VIRTIOFSD = Path("/usr/lib/qemu/virtiofsd")
 
 
 @asynccontextmanager
-async def by_hand(folder: Path, qemu: str | Mapping[str, str] = "\n") -> AsyncIterator[ByHand]:
-    async with running_fleet(folder, qemu=qemu) as fleet:
+async def by_hand(
+    folder: Path, qemu: str | Mapping[str, str] = "\n", storage: str = ""
+) -> AsyncIterator[ByHand]:
+    async with running_fleet(folder, qemu=qemu, storage=storage) as fleet:
         with started_by_hand(fleet) as guests:
             yield guests
 
@@ -245,6 +251,26 @@ async def test_uefi_is_compared_file_by_file(folder: Path) -> None:
         assert str(variables) in sentence
         assert "no shared storage" in sentence
         assert any("pflash0" in one for one in found["guest-blocked"])
+
+
+async def test_a_lun_of_a_guest_that_no_spec_describes_is_looked_at(folder: Path) -> None:
+    need_block_drivers("tgtd", "tgtadm")
+    image = folder / "lun.raw"
+    image.write_bytes(os.urandom(1 << 20))
+    with iscsi_lun(image) as url:
+        place = parse(url)
+        assert place is not None
+        words = ",".join(f"file.{name}={word}" for name, word in words_of(place).items())
+        async with by_hand(folder, storage=f'network_disks = ["{url}"]') as guests:
+            await guests.start(
+                "host-a",
+                *("-usb", "-blockdev", f"driver=raw,node-name=d,cache.direct=on,file.driver=iscsi,{words}"),
+                *("-device", "virtio-blk-pci,drive=d"),
+            )
+            findings = await check(guests)
+        assert "-usb" in refused(findings)["guest-blocked"][0]
+        assert not refused(findings).keys() & {"storage", "disk-content", "disk-access", "disk-file"}
+        assert any(url in one.found for one in findings if one.check == "storage")
 
 
 async def test_missing_huge_pages_and_a_network_that_is_not_allowed_are_said_together(folder: Path) -> None:

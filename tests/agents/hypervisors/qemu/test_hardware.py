@@ -25,7 +25,7 @@ from agents.hypervisors.qemu.romfiles import (
     loaded_images,
     memory_bytes,
 )
-from migrate.facts import DeviceFacts, DeviceKind, FileFacts, GuestFacts, GuestHardware
+from migrate.facts import DeviceFacts, DeviceKind, DiskKind, FileFacts, GuestFacts, GuestHardware
 from tests.agents.hypervisors.qemu.conftest import PLAIN, RICH
 from tests.migrate.world import FACTS
 from transport.schema import Schema
@@ -202,6 +202,26 @@ def test_whatever_a_qemu_answers_its_facts_can_be_sent(answers: list[Json]) -> N
         SCHEMA.encode(replace(FACTS, disks=disks, blocks=blocks))
 
     anyio.run(look)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("is_removable", "name", "kind"),
+    [
+        (False, "/srv/a.raw", DiskKind.FILE),
+        (False, "nbd://store1:10809/a", DiskKind.NETWORK),
+        (True, "/srv/install.iso", DiskKind.CDROM),
+        (True, "https://store1/install.iso", DiskKind.NETWORK),
+        (True, None, DiskKind.EMPTY),
+    ],
+)
+async def test_a_drive_is_what_is_in_it(is_removable: bool, name: str | None, kind: DiskKind) -> None:
+    inserted: dict[str, Json] = {"image": {"filename": name}, "ro": is_removable, "drv": "raw"}
+    block: dict[str, Json] = {"qdev": "d", "removable": is_removable}
+    if name is not None:
+        block["inserted"] = inserted
+    (disk,) = await observed_disks(cast(Qmp, Liar([[block]])))
+    assert (disk.kind, disk.path) == (kind, name.replace("store1/", "store1:443/") if name else "")
 
 
 # ---------------------------------------------------------------------- firmware

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agents.hypervisors.qemu.netdisks import problem_of, take_url, words_of
+from agents.hypervisors.qemu.netdisks import problem_of, take_url, url_of_filename, words_of
 from agents.storageproof.urls import parse
 
 WORDS = {
@@ -38,6 +38,39 @@ def test_a_url_and_its_words_are_one(url: str) -> None:
     fields = {f"file.{name}": word for name, word in WORDS[url].items()} | {"file.other": "stays"}
     assert take_url(place.scheme, fields) == url
     assert fields == {"file.other": "stays"}
+
+
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        (
+            'json:{"driver": "raw", "file": {"lun": "1", "portal": "s:3260", "driver": "iscsi", "transport": "tcp", '
+            '"target": "iqn.a"}}',
+            "iscsi://s:3260/iqn.a/1",
+        ),
+        (
+            'json:{"driver": "nbd", "export": "a", "server": {"type": "inet", "host": "::1", "port": "10809"}}',
+            "nbd://[::1]:10809/a",
+        ),
+        ("nfs://store1/guests/a", "nfs://store1:2049/guests/a"),
+        *(
+            (name, name)
+            for name in (
+                "",
+                "/srv/guests/a",
+                "ssh://vm@store1/srv/a",
+                "rbd:pool/a",
+                'json:{"driver": "raw", "file": {"driver": "iscsi", "target": {"a": 1}}}',
+                'json:{"driver": "raw", "file": [1]}',
+                'json:{"driver": ["nbd"]}',
+                "json:[",
+                "json:" + "[" * 4000,
+            )
+        ),
+    ],
+)
+def test_what_qemu_calls_an_image_is_a_url_where_it_is_a_network_disk(name: str, url: str) -> None:
+    assert url_of_filename(name) == url
 
 
 @pytest.mark.parametrize(

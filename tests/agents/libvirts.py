@@ -60,9 +60,10 @@ def running_libvirt(folder: Path) -> Iterator[str]:
         daemon.wait(20)
 
 
-def make_pool(uri: str, kind: str, target: Path) -> None:
-    """Make a pool of the volumes that are there now."""
-    virsh(uri, "pool-create-as", target.name, kind, "--target", str(target))
+def make_pool(uri: str, kind: str, target: Path, device: str = "") -> None:
+    """Make a pool of the volumes that are there now; of kind `fs` it is of the device that is mounted there."""
+    source = ("--source-dev", device) if device else ()
+    virsh(uri, "pool-create-as", target.name, kind, *source, "--target", str(target))
 
 
 def refresh(uri: str, target: Path) -> None:

@@ -233,13 +233,30 @@ def loop_of(path: Path) -> Iterator[str]:
 
 
 @contextmanager
-def in_a_pool(build: Build, path: Path) -> Iterator[str]:
-    """Have libvirt know a disk as a volume of a directory pool; give the line for [storage] that names it."""
+def in_a_pool(build: Build, path: Path, device: str = "") -> Iterator[str]:
+    """Have libvirt know a disk as a volume of a pool; give the line for [storage] that names it.
+
+    The pool is a directory, or the file system of a device that is mounted there.
+    """
     if LIBVIRTD is None:
         raise NotHere("needs libvirt-daemon, libvirt-daemon-driver-qemu and libvirt-clients")
     with running_libvirt(build.folder) as uri:
-        make_pool(uri, "dir", path.parent)
+        make_pool(uri, "fs" if device else "dir", path.parent, device)
         yield f'libvirt = "{uri}"'
+
+
+@contextmanager
+def file_system_at(build: Build, name: str) -> Iterator[str]:
+    """Have a directory of the shared storage be a file system of its own; give its device."""
+    need_root()
+    place, behind = build.folder / "shared" / name, build.folder / "file-system"
+    place.mkdir(parents=True)
+    behind.touch()
+    os.truncate(behind, 64 * MIB)
+    subprocess.run([need_program("mkfs.ext4"), "-q", behind], check=True)
+    with loop_of(behind) as device, mounted_here(place, "mount", device):
+        place.chmod(0o755)
+        yield device
 
 
 @fits
@@ -248,6 +265,14 @@ async def a_volume_of_a_directory_pool_that_both_have(build: Build) -> CheckRepo
     with in_a_pool(build, path) as storage:
         async with build(storage=storage) as stage:
             return await stage.check(await stage.embedded(disk_path=str(path)))
+
+
+@problem("storage", "disk-pool")
+async def a_volume_of_a_file_system_of_each_host_alone(build: Build) -> CheckReport:
+    with file_system_at(build, "sub") as device:
+        path = image(build, "sub/guest.raw")
+        with in_a_pool(build, path, device) as storage:
+            return await of_embedded(build, path, copied(build, path), storage=storage)
 
 
 @problem("storage", "disk-pool")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,35 @@ def test_a_real_libvirtd_knows_its_volumes_and_what_is_none() -> None:
         seen = look_at(str(image), places)
         assert (seen.error, seen.pool) == ("", "")
         assert "Failed to connect socket" in seen.pool_error
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    LIBVIRTD is None or shutil.which("virsh") is None or os.geteuid() != 0,
+    reason="needs root, libvirt-daemon, libvirt-daemon-driver-qemu and libvirt-clients",
+)
+def test_a_file_system_that_is_a_pool_is_known_by_its_type() -> None:
+    with scratch_folder() as folder, ExitStack() as ends:
+        behind, target = folder / "behind", folder / "pool"
+        target.mkdir()
+        behind.touch()
+        os.truncate(behind, 16 << 20)
+        subprocess.run(["mkfs.ext4", "-q", behind], check=True)
+        done = subprocess.run(
+            ["losetup", "-f", "--show", behind], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            pytest.skip("no loop device can be made here")
+        device = done.stdout.strip()
+        ends.callback(lambda: subprocess.run(["losetup", "-d", device], check=True))
+        subprocess.run(["mount", device, target], check=True)
+        ends.callback(lambda: subprocess.run(["umount", "-l", target], check=True))
+        image = target / "guest.raw"
+        image.write_bytes(bytes(1 << 20))
+        uri = ends.enter_context(running_libvirt(folder))
+        make_pool(uri, "fs", target, device)
+        assert pool_of(str(image), uri) == "fs"
+        assert pool_of(str(behind), uri) == ""
 
 
 @pytest.mark.parametrize(

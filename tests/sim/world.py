@@ -136,20 +136,16 @@ class World:
         self.outcome.in_doubt += new is Phase.IN_DOUBT and old is not Phase.SETUP
         if old is Phase.SETUP:
             self._given_up.pop((host, guest_id), None)
-        if self.faults == Faults.short_outages_only() and new is Phase.ROLLED_BACK:
-            if old is Phase.PREFLIGHT:
-                # A session that was lost before anything was asked in it is forgotten: the agent may begin anew.
-                self._given_up[host, guest_id] = because
-            elif old is Phase.PRECOPY:
-                self._ended_by_an_outage(guest_id, because)
+        is_short = self.faults == Faults.short_outages_only()
+        if is_short and new is Phase.ROLLED_BACK and old in (Phase.PREFLIGHT, Phase.PRECOPY):
+            # The agent may begin anew: with a session that was lost before anything was asked in it, or where a machine
+            # has the device state of a stop that was left.
+            self._given_up[host, guest_id] = because
 
     def move_ended(self, host: str, guest_id: str) -> None:
         """Hear that an agent that lives has no further attempt of a guest's move."""
         if (because := self._given_up.pop((host, guest_id), None)) is not None:
-            self._ended_by_an_outage(guest_id, because)
-
-    def _ended_by_an_outage(self, guest_id: str, because: str) -> None:
-        self.broken(f"an outage shorter than {OUTAGE_S:g} s ended a move of {guest_id}: {because}")
+            self.broken(f"an outage shorter than {OUTAGE_S:g} s ended a move of {guest_id}: {because}")
 
     # -- chances
 

@@ -16,6 +16,7 @@ import pytest
 from agents.api import Check, CheckReport
 from agents.demo.proxy import Proxy
 from migrate.preflight import AREAS, Finding, PreflightReport, Severity
+from migrate.preflight.network import SWITCHOVER_ROUND_TRIPS
 from tests.agents.host.conftest import AgentLog
 from tests.agents.host.fleet import ALLOW_ALL, Fleet, running_fleet
 from tests.agents.host.ways import FRONT, Delayed, HangsUp, OnlyGreetings, Slow, through
@@ -181,7 +182,7 @@ async def test_a_long_way_is_a_warning_that_tells_what_it_costs(folder: Path) ->
     assert 0.06 <= report.path.ping_s < 0.5
     warned = finding(report, "round-trip")
     assert warned.severity is Severity.WARNING
-    assert f"{3 * report.path.ping_s * 1e3:.1f} ms of downtime" in warned.found
+    assert f"{SWITCHOVER_ROUND_TRIPS * report.path.ping_s * 1e3:.1f} ms of downtime" in warned.found
 
 
 @pytest.mark.slow

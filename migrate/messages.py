@@ -40,8 +40,8 @@ from migrate.preflight import Probe, Reading
 __all__ = [
     "DENIED",
     "MAX_COMPARED_GROUPS",
-    "MESSAGES",
     "MAX_LOAD_WAIT_S",
+    "MESSAGES",
     "PROTOCOL",
     "Abort",
     "Aborted",

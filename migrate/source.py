@@ -13,7 +13,6 @@ Longer than other modules: what is undone, and from when on no more, can only be
 from __future__ import annotations
 
 import contextlib
-import math
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
@@ -358,7 +357,7 @@ class OutgoingMigration:
         for a round trip less. Who waits for a link however long it is broken (a suspended guest) has them first.
         """
         last, given = self._last, anyio.Event()
-        saved_s, records = math.inf, 0
+        saved_s, records = 0.0, 0
 
         def on_given(count: int) -> None:
             nonlocal records

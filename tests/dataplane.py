@@ -6,7 +6,7 @@ when the word comes that all have left, as it is between two hosts.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import anyio
 
@@ -14,31 +14,38 @@ from memory.codec import MAX_PAYLOAD_BYTES
 from migrate.ports import PayloadProducer
 from transport.producer import NOT_YET
 
-__all__ = ["Applied", "GivenOut"]
+__all__ = ["Applied", "Carrier"]
 
 
-class GivenOut:
-    """What a producer gives, numbered; each is carried when the next one is asked for."""
+class Carrier:
+    """A `migrate.ports.PayloadSender` but for its figures: each payload is carried when the next one is asked for."""
 
-    def __init__(self, carry: Callable[[int, memoryview], Awaitable[None]]) -> None:
-        self._carry = carry
+    def __init__(self) -> None:
         self._records = 0
         self._buffer = memoryview(bytearray(MAX_PAYLOAD_BYTES))
         self._more = anyio.Event()
 
-    def more(self) -> None:
-        """The producer has something now."""
+    async def carry(self, number: int, payload: memoryview) -> None:
+        """Bring one to the other end, and return when it is acknowledged."""
+        raise NotImplementedError
+
+    def more_to_send(self) -> None:
         self._more.set()
 
-    async def round(self, producer: PayloadProducer, on_given: Callable[[int], None] | None) -> None:
-        """Carry all of it; as `migrate.ports.PayloadSender.send_all`."""
+    async def send_all(
+        self,
+        producer: PayloadProducer,
+        *,
+        payloads: int | None = None,
+        on_given: Callable[[int], None] | None = None,
+    ) -> None:
         held: memoryview | None = None
         while True:
             size = producer(self._buffer)
             if not size and on_given is not None:
                 on_given(self._records)
             if held is not None:
-                await self._carry(self._records - 1, held)
+                await self.carry(self._records - 1, held)
                 held = None
             if not size:
                 return

@@ -48,12 +48,12 @@ from migrate.messages import MESSAGES, Prepare, Prepared, Running
 from migrate.ownership import Ownership
 from migrate.phases import Phase
 from migrate.plan import Policy
-from migrate.ports import DeviceStateSink, PayloadConsumer, PayloadProducer
+from migrate.ports import DeviceStateSink, PayloadConsumer
 from migrate.preflight import LockAnswer, Probe, Reading
 from migrate.source import OutgoingMigration
 from migrate.source_ports import SourcePorts, SourceSettings
 from migrate.stats import Progress, Report, RoundStats
-from tests.dataplane import Applied, GivenOut
+from tests.dataplane import Applied, Carrier
 from tests.faults import Fuse, fused_stream_pair
 from tests.waiting import delay
 from transport.credit import Backoff
@@ -483,7 +483,7 @@ class InMemoryReceiver:
         self.is_closed = True
 
 
-class InMemorySender:
+class InMemorySender(Carrier):
     """The data plane without a wire: each payload is one operation of the fuse, and a break sends it again.
 
     It is applied once all the same, as `ReceiveBundle` does.
@@ -492,6 +492,7 @@ class InMemorySender:
     """
 
     def __init__(self, receiver: InMemoryReceiver, fuse: Fuse, bytes_per_s: float | None = None) -> None:
+        super().__init__()
         self.wire_bytes = 0
         self.acked_payload_bytes = 0
         self.resent_bytes = 0
@@ -501,22 +502,12 @@ class InMemorySender:
         self._receiver = receiver
         self._fuse = fuse
         self._bytes_per_s = bytes_per_s
-        self._given_out = GivenOut(self._carry)
         self._well = anyio.Event()
         self._well.set()
         # Somebody waits for a link that stalls.
         self.stands = anyio.Event()
 
-    async def send_all(
-        self,
-        producer: PayloadProducer,
-        *,
-        payloads: int | None = None,
-        on_given: Callable[[int], None] | None = None,
-    ) -> None:
-        await self._given_out.round(producer, on_given)
-
-    async def _carry(self, number: int, payload: memoryview) -> None:
+    async def carry(self, number: int, payload: memoryview) -> None:
         size = len(payload)
         if not self._well.is_set():
             self.stands.set()
@@ -537,9 +528,6 @@ class InMemorySender:
 
     def go_on(self) -> None:
         self._well.set()
-
-    def more_to_send(self) -> None:
-        self._given_out.more()
 
     def set_bandwidth(self, bytes_per_s: float | None) -> None:
         self.bandwidth = bytes_per_s

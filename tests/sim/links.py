@@ -7,13 +7,12 @@ way when a link broke is sent again, whether it has arrived or not.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from migrate.ports import PayloadConsumer, PayloadProducer
-from tests.dataplane import Applied, GivenOut
+from migrate.ports import PayloadConsumer
+from tests.dataplane import Applied, Carrier
 from tests.faults import FusedStream
 from tests.sim.faults import OUTAGE_S
 from tests.sim.lives import Life, step
@@ -84,12 +83,13 @@ class SimReceiver:
         self._world.ports.pop(self.data_port, None)
 
 
-class SimSender:
+class SimSender(Carrier):
     """The data plane: waits for a link or a peer that is away, and gives up after OUTAGE_S, as the real one does."""
 
     def __init__(
         self, receiver: SimReceiver | None, link: Link, bytes_per_s: float, rng: random.Random
     ) -> None:
+        super().__init__()
         self.wire_bytes = 0
         self.acked_payload_bytes = 0
         self.resent_bytes = 0
@@ -100,19 +100,9 @@ class SimSender:
         self._bytes_per_s = bytes_per_s
         self._rng = rng
         self._cap: float | None = None
-        self._given_out = GivenOut(self._carry)
         self._lifted = anyio.Event()
 
-    async def send_all(
-        self,
-        producer: PayloadProducer,
-        *,
-        payloads: int | None = None,
-        on_given: Callable[[int], None] | None = None,
-    ) -> None:
-        await self._given_out.round(producer, on_given)
-
-    async def _carry(self, number: int, payload: memoryview) -> None:
+    async def carry(self, number: int, payload: memoryview) -> None:
         step()
         size = len(payload)
         while not (await self._arrives(size) and self._take(number, payload)):
@@ -152,9 +142,6 @@ class SimSender:
                 await anyio.sleep_forever()
         if waiting.cancelled_caught:
             raise PeerGone(f"no data connection worked for {OUTAGE_S:g} s")
-
-    def more_to_send(self) -> None:
-        self._given_out.more()
 
     def set_bandwidth(self, bytes_per_s: float | None) -> None:
         self._cap = bytes_per_s

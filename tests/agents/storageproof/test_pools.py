@@ -16,6 +16,8 @@ from agents.storageproof.places import SharedPlaces
 from agents.storageproof.pools import is_uri, pool_of
 from tests.agents.host.fleet import scratch_folder
 from tests.agents.libvirts import LIBVIRTD, make_pool, refresh, running_libvirt
+from tests.preflight.disks import loop_of, mounted_here
+from tests.preflight.needs import NotHere
 
 URI = "qemu:///system"
 UUID = "fe165a7c-5818-47ac-8f78-852429044ff0"
@@ -64,27 +66,24 @@ def test_a_real_libvirtd_knows_its_volumes_and_what_is_none() -> None:
     reason="needs root, libvirt-daemon, libvirt-daemon-driver-qemu and libvirt-clients",
 )
 def test_a_file_system_that_is_a_pool_is_known_by_its_type() -> None:
-    with scratch_folder() as folder, ExitStack() as ends:
+    with scratch_folder() as folder:
         behind, target = folder / "behind", folder / "pool"
         target.mkdir()
         behind.touch()
         os.truncate(behind, 16 << 20)
         subprocess.run(["mkfs.ext4", "-q", behind], check=True)
-        done = subprocess.run(
-            ["losetup", "-f", "--show", behind], capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            pytest.skip("no loop device can be made here")
-        device = done.stdout.strip()
-        ends.callback(lambda: subprocess.run(["losetup", "-d", device], check=True))
-        subprocess.run(["mount", device, target], check=True)
-        ends.callback(lambda: subprocess.run(["umount", "-l", target], check=True))
-        image = target / "guest.raw"
-        image.write_bytes(bytes(1 << 20))
-        uri = ends.enter_context(running_libvirt(folder))
-        make_pool(uri, "fs", target, device)
-        assert pool_of(str(image), uri) == "fs"
-        assert pool_of(str(behind), uri) == ""
+        with ExitStack() as ends:
+            try:
+                device = ends.enter_context(loop_of(behind))
+            except NotHere as exc:
+                pytest.skip(str(exc))
+            ends.enter_context(mounted_here(target, "mount", device))
+            image = target / "guest.raw"
+            image.write_bytes(bytes(1 << 20))
+            uri = ends.enter_context(running_libvirt(folder))
+            make_pool(uri, "fs", target, device)
+            assert pool_of(str(image), uri) == "fs"
+            assert pool_of(str(behind), uri) == ""
 
 
 @pytest.mark.parametrize(

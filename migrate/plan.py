@@ -35,8 +35,8 @@ __all__ = [
 WORTHWHILE_SHRINK: Final = 0.8
 # Below this the last pages cost less than the noise of the fixed parts (pause, load, resume: 1-5 ms).
 NEGLIGIBLE_LAST_PAGES_S: Final = 0.001
-# After the decision the second preflight and the arming take 20 to 300 ms, in which the guest writes on. Rounds that
-# send this shrink like those before them; while a few pages are sent a fast guest writes as many again.
+# While a second preflight and an arming are not over at the decision the guest writes on. Rounds that send this shrink
+# like those before them; while a few pages are sent a fast guest writes as many again.
 MAX_CATCH_UPS: Final = 4
 FEW_PAGES: Final = 64
 # Rounds without a new minimum of dirty pages before the planner calls it: the write rate of a real guest

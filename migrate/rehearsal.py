@@ -78,7 +78,7 @@ class Circumstances:
     `host_factor` scales what the two hosts do with pages; `path_bytes_per_s` is what the wire carries, and
     `cap_bytes_per_s` the configured cap, infinite where there is none.
     `zstd_share` is the size of compressed data over its own, `delta_share` that of what has changed in a page.
-    `late_s` is the second preflight and the arming.
+    `late_s` is the second preflight and the arming, which begin when a stop is in sight (`migrate.readiness`).
     """
 
     curve: Curve
@@ -203,6 +203,7 @@ def rehearse(conditions: Conditions, given: Circumstances) -> Rehearsed:
     rounds: list[RoundStats] = []
     passed_s, converges, because = 0.0, False, ""
     base_share = 0.0
+    near_at_s: float | None = None
 
     def based_of(sent: float) -> float:
         return min(sent * PAGE_BYTES * base_share, float(conditions.delta_cache_bytes))
@@ -237,6 +238,8 @@ def rehearse(conditions: Conditions, given: Circumstances) -> Rehearsed:
         if is_out_of_time or decision.next is not Next.AGAIN:
             converges = not is_out_of_time and decision.next is Next.SWITCH_OVER
             break
+        if near_at_s is None and decision.predicted_downtime_s <= policy.downtime_limit_s:
+            near_at_s = passed_s
     if is_out_of_time:
         because = f"the time limit of {policy.timeout_s:g} s passes first: {because}"
     if not converges and policy.on_timeout is OnTimeout.ABORT:
@@ -246,10 +249,11 @@ def rehearse(conditions: Conditions, given: Circumstances) -> Rehearsed:
             conditions, given, sending, passed_s, given.fixed_s + copy_s, False, len(rounds), because
         )
         return replace(ended, total_s=given.overhead_s + passed_s)
-    if converges:
-        # What was written during the second preflight and the arming is harvested and sent before the stop.
-        sending.rest(given.late_s)
-        pages = given.curve.pages(rounds[-1].duration_s + given.late_s)
+    left_s = given.late_s - (passed_s - near_at_s if near_at_s is not None else 0.0)
+    if converges and left_s > 0:
+        # What is written until the second preflight and the arming are over is harvested and sent before the stop.
+        sending.rest(left_s)
+        pages = given.curve.pages(rounds[-1].duration_s + left_s)
         for catch_ups in itertools.count(1):
             sent = pages
             took_s = sending.send(sent * PAGE_BYTES, 0.0, based_of(sent)) + ROUND_FIXED_S

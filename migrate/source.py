@@ -62,6 +62,7 @@ from migrate.ownership import Ownership, RecordInvalid, Verdict, next_generation
 from migrate.phases import SOURCE, Event, Phase, advance
 from migrate.plan import ASSUMED_FIXED_S, Decision, Next, OnTimeout, decide
 from migrate.ports import RunningGuest
+from migrate.readiness import Readiness
 from migrate.source_ports import SourcePorts, SourceSettings
 from migrate.stats import DowntimeParts, Report
 from migrate.tally import Tally
@@ -267,16 +268,15 @@ class OutgoingMigration:
 
     async def _precopy(self, guest: RunningGuest, copier: Copier) -> None:
         """Copy RAM in rounds while the guest runs, until the planner says that stopping it is cheap."""
+        readiness = Readiness(lambda: self._examine(guest), lambda: self._arm(guest))
         async with anyio.create_task_group() as watchers:
             watchers.start_soon(self._watch_destination)
             watchers.start_soon(self._watch_deadline, guest, copier)
             watchers.start_soon(self._report_progress, copier)
-            decision = await self._rounds_until_decided(copier)
+            decision = await self._rounds_until_decided(copier, lambda: readiness.begin(watchers))
             if decision.next is Next.ABORT:
                 raise NotConverging(decision.because)
-            await self._examine(guest)
-            await self._arm(guest)
-            if not self._is_suspended:
+            if not await readiness.reached(watchers) and not self._is_suspended:
                 await copier.catch_up()
             watchers.cancel_scope.cancel()
         suspends = decision.next is Next.SUSPEND or self._is_suspended
@@ -452,7 +452,8 @@ class OutgoingMigration:
 
     # ------------------------------------------------------------------ steps
 
-    async def _rounds_until_decided(self, copier: Copier) -> Decision:
+    async def _rounds_until_decided(self, copier: Copier, on_near: Callable[[], None]) -> Decision:
+        """Copy until the planner has decided; `on_near` is called after each round from which a stop would do."""
         while True:
             await self._controls.wait_while_paused()
             stats = await copier.round()
@@ -467,8 +468,12 @@ class OutgoingMigration:
                     because=because,
                     predicted_downtime_s=decision.predicted_downtime_s,
                 )
-            if decision.next is not Next.AGAIN and not self._controls.is_paused:
+            if self._controls.is_paused:
+                continue
+            if decision.next is not Next.AGAIN:
                 return decision
+            if decision.predicted_downtime_s <= policy.downtime_limit_s:
+                on_near()
 
     async def _pause(self, guest: RunningGuest, pause: Callable[[], Awaitable[float]]) -> None:
         if self._is_suspended:

@@ -22,6 +22,9 @@ ZSTD_LEVEL: Final = 1  # level 3 costs half the speed for 5 % of the bytes on gu
 ARM_BYTES: Final = 16 << 20
 LEAST_ARM_BYTES: Final = 4 << 20
 ARM_S: Final = 0.02
+# An arm that is so much slower than the other way by then is not carried on: on a fast link each of its bytes costs two
+# hosts CPU.
+HOPELESS: Final = 1.5
 # Bytes of pages that go the better way between two trials; doubled each time it proves to be the better one again.
 FIRST_STRETCH_BYTES: Final = 512 << 20
 LONGEST_STRETCH_BYTES: Final = 16 << 30
@@ -32,8 +35,10 @@ CLEAR_GAIN: Final = 1.1
 LONGEST_WITHOUT_DELTA: Final = 64
 
 
-def arm_bytes(bytes_per_s: float) -> float:
-    """Give how many bytes of pages a trial has that moves so many a second."""
+def arm_bytes(bytes_per_s: float, other_bytes_per_s: float = 0.0) -> float:
+    """Give how many bytes of pages a trial has that moves so many a second, where the other way has moved so many."""
+    if bytes_per_s * HOPELESS < other_bytes_per_s:
+        return LEAST_ARM_BYTES
     return min(max(LEAST_ARM_BYTES, ARM_S * bytes_per_s), ARM_BYTES)
 
 
@@ -128,8 +133,11 @@ class CompressionChooser:
                 arm.took_s = 0.0
                 return
             moved = (acked - arm.seen_acked) * arm.page_bytes / arm.payload_bytes
-            if arm.took_s > 0 and moved >= arm_bytes(moved / arm.took_s):
-                self._end_arm(moved, moved / arm.took_s)
+            if arm.took_s <= 0:
+                return
+            bytes_per_s, other = moved / arm.took_s, self._rates.get(not self._is_zstd, 0.0)
+            if moved >= arm_bytes(bytes_per_s, other):
+                self._end_arm(moved, bytes_per_s)
                 self._arm = _Arm(given=self._given)
 
     def passed(self, payload_bytes: int) -> None:

@@ -180,8 +180,11 @@ class _Sending:
             return 0.0, data_bytes
         at, self._given_bytes = self._given_bytes, self._given_bytes + data_bytes
         end = self._given_bytes
-        first = arm_bytes(min(self._raw_bytes_per_s, self._cap_bytes_per_s)) + IN_FLIGHT_BYTES
-        second = first + arm_bytes(min(self._zstd_bytes_per_s, self._cap_bytes_per_s)) + IN_FLIGHT_BYTES
+        raw_per_s, zstd_per_s = (
+            min(one, self._cap_bytes_per_s) for one in (self._raw_bytes_per_s, self._zstd_bytes_per_s)
+        )
+        first = arm_bytes(raw_per_s) + IN_FLIGHT_BYTES
+        second = first + arm_bytes(zstd_per_s, raw_per_s) + IN_FLIGHT_BYTES
         raw = max(min(end, first) - at, 0.0)
         zstd = max(min(end, second) - max(at, first), 0.0)
         rest = max(end - max(at, second), 0.0)

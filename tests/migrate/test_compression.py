@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from migrate.compression import (
@@ -100,7 +102,16 @@ def test_no_clear_gain_is_no_reason_to_compress() -> None:
 
 def test_trials_become_rarer_while_they_bring_nothing() -> None:
     sent = Link(*FAST).send(1000)
-    assert 3 <= sent.count(True) / ARM <= 9
+    trials = [at for at in range(1, len(sent)) if sent[at] and not sent[at - 1]]
+    assert 3 <= len(trials) <= 6
+    stretches = [after - before for before, after in itertools.pairwise(trials)]
+    assert all(after >= 1.8 * before for before, after in itertools.pairwise(stretches))
+
+
+def test_a_trial_that_is_hopeless_is_a_short_one() -> None:
+    """64 MiB, as much as a small guest has: of two whole trials half of them would be the slow one."""
+    assert Link(*FAST).send(4).count(True) <= 8
+    assert Link(2e9, 1.5e9).send(4).count(True) >= ARM
 
 
 def test_a_link_that_became_slow_is_noticed_at_the_next_trial() -> None:

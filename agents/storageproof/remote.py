@@ -18,7 +18,7 @@ from typing import Final
 from agents.storageproof import tools
 from agents.storageproof.formats import read_head
 from agents.storageproof.sectors import MAX_OFFSETS, SECTOR_BYTES, digest_of
-from agents.storageproof.urls import DiskUrl, matches, parse
+from agents.storageproof.urls import RBD, DiskUrl, matches, parse, rbd_words
 from migrate.facts import ImageFacts
 
 __all__ = ["look_at_url", "size_of_url"]
@@ -28,12 +28,12 @@ _MAX_SIZE_BYTES: Final = 1 << 62
 # Only to say why a tool has failed; with ANSWERS_WITHIN_S it stays within the storage's own bound.
 _CONNECTS_WITHIN_S: Final = 1.0
 # Where the URL's port is that of the service. NFS asks the portmapper for others.
-_PORT_IS_ITS_OWN: Final = ("nbd", "iscsi", "gluster", "ssh", "https", "http")
+_PORT_IS_ITS_OWN: Final = ("nbd", "iscsi", "gluster", "ssh", RBD, "https", "http")
 
 
 def size_of_url(url: str, patterns: Sequence[str]) -> int:
     """Give the bytes of what is there. Raises OSError, whose `strerror` is a sentence."""
-    return _size(url, _allowed(url, patterns))
+    return _size(_allowed(url, patterns))
 
 
 def look_at_url(
@@ -47,8 +47,8 @@ def look_at_url(
         OSError: it is not allowed, or could not be asked; `strerror` is a sentence.
     """
     place = _allowed(url, patterns)
-    identity, size_bytes = _identity(place), _size(url, place)
-    first, digests = _sectors(url, offsets, size_bytes)
+    identity, size_bytes = _identity(place), _size(place)
+    first, digests = _sectors(place, offsets, size_bytes)
     head = read_head(first, size_bytes)
     has_more = head.header is not None and bool(head.header.backing or head.header.data_file)
     return ImageFacts(
@@ -58,7 +58,7 @@ def look_at_url(
         virtual_bytes=head.virtual_bytes,
         digests=digests,
         is_direct=True,
-        write_error="" if is_read_only else _write_error(url),
+        write_error="" if is_read_only else _write_error(place),
         format=head.format,
         snapshots=head.snapshots,
         chain_error=head.error or ("what lies under a network disk is not looked at" if has_more else ""),
@@ -72,9 +72,12 @@ def _allowed(url: str, patterns: Sequence[str]) -> DiskUrl:
     return place
 
 
-def _size(url: str, place: DiskUrl) -> int:
+def _size(place: DiskUrl) -> int:
+    # Ceph's library asks on for minutes where nobody answers.
+    if place.scheme == RBD and (why := _why_unreachable(place)):
+        raise OSError(0, why)
     try:
-        told = _run("qemu-img", "info", "--force-share", "--output=json", "-f", "raw", url)
+        told = _run("qemu-img", "info", "--force-share", "--output=json", *_named(place))
     except _ToolFailedError as exc:
         # Not every driver of QEMU says that nobody has answered it.
         raise OSError(0, _why_unreachable(place) or exc.strerror) from exc
@@ -87,7 +90,7 @@ def _size(url: str, place: DiskUrl) -> int:
     return size
 
 
-def _sectors(url: str, offsets: Sequence[int], size_bytes: int) -> tuple[bytes, tuple[bytes, ...]]:
+def _sectors(place: DiskUrl, offsets: Sequence[int], size_bytes: int) -> tuple[bytes, tuple[bytes, ...]]:
     """Give the first sector, and digests of those that were asked for; one that is not there gives an empty digest."""
     lengths = {
         offset: min(SECTOR_BYTES, size_bytes - offset)
@@ -96,9 +99,7 @@ def _sectors(url: str, offsets: Sequence[int], size_bytes: int) -> tuple[bytes, 
     }
     words = [word for offset, length in lengths.items() for word in ("-c", f"read -v {offset} {length}")]
     found: dict[int, bytearray] = {}
-    for at, dumped in _DUMPED.findall(
-        _run("qemu-io", "-r", "-U", "-f", "raw", *words, url) if words else b""
-    ):
+    for at, dumped in _DUMPED.findall(_run("qemu-io", "-r", "-U", *words, *_named(place)) if words else b""):
         where = int(at, 16)
         found.setdefault(where - where % SECTOR_BYTES, bytearray()).extend(bytes.fromhex(dumped.decode()))
     whole = {offset: bytes(found.get(offset, b"")) for offset, length in lengths.items()}
@@ -108,13 +109,21 @@ def _sectors(url: str, offsets: Sequence[int], size_bytes: int) -> tuple[bytes, 
     )
 
 
-def _write_error(url: str) -> str:
+def _write_error(place: DiskUrl) -> str:
     """Say why it cannot be opened for writing. Opened is all: nothing is asked of it then."""
     try:
-        _run("qemu-io", "-f", "raw", "-c", "quit", url)
+        _run("qemu-io", "-c", "quit", *_named(place))
     except OSError as exc:
         return (exc.strerror or str(exc))[:500]
     return ""
+
+
+def _named(place: DiskUrl) -> tuple[str, ...]:
+    """Name it to one of QEMU's tools; the last word is the one that its errors repeat."""
+    if place.scheme != RBD:
+        return "-f", "raw", place.words
+    words = ",".join(f"file.{name}={word}" for name, word in rbd_words(place).items())
+    return "--image-opts", f"driver=raw,file.driver={RBD},{words}"
 
 
 def _identity(place: DiskUrl) -> str:

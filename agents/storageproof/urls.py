@@ -15,28 +15,34 @@ from typing import Final
 
 __all__ = [
     "MAX_URL_BYTES",
+    "RBD",
     "SCHEMES",
     "DiskUrl",
     "is_remote",
     "matches",
     "parse",
     "problem_of_pattern",
+    "rbd_words",
 ]
 
+RBD: Final = "rbd"
+
 # QEMU's protocols that lead to another host, and whose URLs cannot name a file of this one; with their usual ports.
+# QEMU itself has no URL of an image in Ceph.
 _PORTS: Final = {
     "nbd": 10809,
     "iscsi": 3260,
     "gluster": 24007,
     "nfs": 2049,
     "ssh": 22,
+    RBD: 3300,
     "https": 443,
     "http": 80,
 }
 SCHEMES: Final = tuple(_PORTS)
 _HOST: Final = r"(?:[A-Za-z0-9._-]+|\[[0-9a-f:]+\])"
 _URL: Final = re.compile(
-    rf"(?P<scheme>{'|'.join(SCHEMES)})://(?:[A-Za-z0-9._-]+@)?(?P<host>{_HOST})(?::(?P<port>[0-9]{{1,5}}))?"
+    rf"(?P<scheme>{'|'.join(SCHEMES)})://(?:(?P<user>[A-Za-z0-9._-]+)@)?(?P<host>{_HOST})(?::(?P<port>[0-9]{{1,5}}))?"
     r"(?P<path>(?:/[A-Za-z0-9._:-]+)*)"
 )
 # A star stands for nothing of these; split so, a hostile URL costs no more than its length.
@@ -46,12 +52,16 @@ MAX_URL_BYTES: Final = 1024
 
 @dataclass(frozen=True, slots=True)
 class DiskUrl:
-    """A URL taken apart. An IPv6 address stands without its brackets; `path` begins with a slash, or is empty."""
+    """A URL taken apart. An IPv6 address stands without its brackets; `path` begins with a slash, or is empty.
+
+    `user` is Ceph's alone, whose key both hosts have: another user's disk is another disk. Other servers' are left out.
+    """
 
     scheme: str
     host: str
     port: int
     path: str
+    user: str = ""
 
     @property
     def authority(self) -> str:
@@ -61,8 +71,9 @@ class DiskUrl:
 
     @property
     def words(self) -> str:
-        """The one spelling with a port and without a user."""
-        return f"{self.scheme}://{self.authority}{self.path}"
+        """The one spelling with a port, and with a user for Ceph alone."""
+        user = f"{self.user}@" if self.user else ""
+        return f"{self.scheme}://{user}{self.authority}{self.path}"
 
 
 def is_remote(path: str) -> bool:
@@ -95,4 +106,17 @@ def parse(url: str) -> DiskUrl | None:
     port = int(found["port"] or _PORTS[found["scheme"]])
     if not 0 < port < 1 << 16:
         return None
-    return DiskUrl(found["scheme"], found["host"].strip("[]"), port, found["path"])
+    user = (found["user"] or "") if found["scheme"] == RBD else ""
+    return DiskUrl(found["scheme"], found["host"].strip("[]"), port, found["path"], user)
+
+
+def rbd_words(url: DiskUrl) -> dict[str, str]:
+    """Give what QEMU's driver is told of an image in Ceph: /POOL/IMAGE or /POOL/NAMESPACE/IMAGE.
+
+    Source: QEMU, qapi/block-core.json (BlockdevOptionsRbd).
+    """
+    pool, _, rest = url.path.removeprefix("/").partition("/")
+    namespace, _, image = rest.rpartition("/")
+    words = {"pool": pool, "namespace": namespace, "image": image, "user": url.user}
+    words |= {"server.0.host": url.host, "server.0.port": str(url.port)}
+    return {name: word for name, word in words.items() if word}

@@ -1,4 +1,4 @@
-"""Real servers of network disks, each for as long as a block lasts: NBD, iSCSI, HTTP and NFS."""
+"""Real servers of network disks, each for as long as a block lasts: NBD, iSCSI, HTTP, NFS and Ceph."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +26,12 @@ __all__ = [
     "nbd_export",
     "need_block_drivers",
     "nfs_file",
+    "rbd_image",
 ]
 
 TARGET: Final = "iqn.2026-01.example:guest-1"
 TGTADM_TIMEOUT_S: Final = 10.0
+CEPH_TIMEOUT_S: Final = 30.0
 
 
 def need_block_drivers(*programs: str) -> None:
@@ -133,6 +136,48 @@ def nfs_file(image: Path) -> Iterator[str]:
         namespace = [*networks.prefix(0), "unshare", "--mount", "--pid", "--fork", "--kill-child"]
         with _running([*namespace, "sh", "-c", serve], serves):
             yield f"nfs://{address}:2049{image}"
+
+
+@contextlib.contextmanager
+def rbd_image(image: Path) -> Iterator[str]:
+    """Have a Ceph of one monitor and one store in memory, with a copy of a raw image in it; give the URL."""
+    folder, port = image.with_name("ceph"), free_port()
+    folder.mkdir()
+    conf = folder / "ceph.conf"
+    conf.write_text(
+        f"[global]\nfsid = {uuid.uuid4()}\nmon host = [v2:127.0.0.1:{port}]\n"
+        f"run dir = {folder}\nadmin socket = {folder}/$name.$pid.asok\nlog file = {folder}/$name.log\n"
+        f"mon data = {folder}/mon\nosd data = {folder}/osd\n"
+        "auth cluster required = none\nauth service required = none\nauth client required = none\n"
+        "public addr = 127.0.0.1\nosd objectstore = memstore\nmemstore device bytes = 1073741824\n"
+        "osd pool default size = 1\nosd pool default min size = 1\nmon allow pool size one = true\n"
+        "osd pool default pg autoscale mode = off\nosd crush chooseleaf type = 0\n"
+    )
+
+    def ask(program: str, *words: str) -> str:
+        done = subprocess.run(
+            [program, "--conf", str(conf), *words],
+            capture_output=True,
+            text=True,
+            timeout=CEPH_TIMEOUT_S,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    monmap = str(folder / "monmap")
+    ask("monmaptool", "--create", "--addv", "a", f"[v2:127.0.0.1:{port}]", monmap)
+    ask("ceph-mon", "--mkfs", "--id", "a", "--monmap", monmap)
+    with _running(["ceph-mon", "-f", "--id", "a", "--conf", str(conf)], _listens(port)):
+        identity = str(uuid.uuid4())
+        number = ask("ceph", "osd", "new", identity).strip()
+        (folder / "osd").mkdir()
+        ask("ceph-osd", "--mkfs", "--id", number, "--osd-uuid", identity)
+        store = ["ceph-osd", "-f", "--id", number, "--conf", str(conf)]
+        with _running(store, lambda: "1 up" in ask("ceph", "osd", "stat")):
+            ask("ceph", "osd", "pool", "create", "guests", "8")
+            ask("rbd", "import", str(image), "guests/guest-1")
+            yield f"rbd://127.0.0.1:{port}/guests/guest-1"
 
 
 @contextlib.contextmanager

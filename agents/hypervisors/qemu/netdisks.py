@@ -3,7 +3,7 @@
 Law: pure, and both directions in one place. A URL has one spelling here (with its port, without a user) and its words
 have one as well, so that who reads a guest's command line finds the URL that it was written from.
 
-Source: QEMU, qapi/block-core.json (BlockdevOptionsNbd, -Iscsi, -Nfs, -CurlHttp).
+Source: QEMU, qapi/block-core.json (BlockdevOptionsNbd, -Iscsi, -Nfs, -Rbd, -CurlHttp).
 """
 
 from __future__ import annotations
@@ -13,20 +13,22 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from agents.storageproof.urls import DiskUrl, parse
+from agents.storageproof.urls import RBD, DiskUrl, parse, rbd_words
 
 __all__ = ["PROTOCOLS", "problem_of", "take_url", "url_of_filename", "words_of"]
 
 # Those whose servers were tried with a guest that moves, or that it only reads.
-_NBD, _ISCSI, _NFS, _HTTPS, _HTTP = PROTOCOLS = ("nbd", "iscsi", "nfs", "https", "http")
+_NBD, _ISCSI, _NFS, _RBD, _HTTPS, _HTTP = PROTOCOLS = ("nbd", "iscsi", "nfs", RBD, "https", "http")
 # QEMU's curl driver cannot write.
 _READ_ONLY: Final = (_HTTPS, _HTTP)
 # BlockdevOptionsNfs has no port: libnfs asks the server's portmapper, or takes NFS's own.
 _NFS_PORT: Final = 2049
+# What is beside the words of a place, and makes it the place of something else. More monitors of one Ceph do not.
+_OF_ANOTHER_IMAGE: Final = frozenset({"file.conf", "file.snapshot"})
 _TARGET_AND_LUN: Final = re.compile(r"/(?P<target>[^/]+)/(?P<lun>[0-9]{1,5})")
 _EXAMPLES: Final = (
-    "nbd://store1:10809/web1, iscsi://store1:3260/iqn.2026-01.example:web1/1, nfs://store1:2049/guests/web1 or "
-    "https://store1:443/install.iso"
+    "nbd://store1:10809/web1, iscsi://store1:3260/iqn.2026-01.example:web1/1, nfs://store1:2049/guests/web1, "
+    "rbd://vm@mon1:3300/guests/web1 or https://store1:443/install.iso"
 )
 
 
@@ -39,6 +41,8 @@ def problem_of(text: str, *, is_read_only: bool) -> str | None:
         return f"{text!r:.200} does not name a target and a LUN, as iscsi://store1:3260/iqn.2026-01.example:web1/1"
     if url.scheme == _NFS and (url.port != _NFS_PORT or url.path.count("/") < 2):
         return f"{text!r:.200} does not name a file of an export at port {_NFS_PORT}, the only one QEMU can be told"
+    if url.scheme == _RBD and url.path.count("/") not in (2, 3):
+        return f"{text!r:.200} does not name a pool and an image, as rbd://vm@mon1:3300/guests/web1"
     if url.scheme in _READ_ONLY and not is_read_only:
         return f"{text!r:.200} can only be read by QEMU: say read_only = true"
     return None
@@ -54,7 +58,7 @@ def words_of(url: DiskUrl) -> dict[str, str]:
         return {"transport": "tcp", "portal": url.authority, "target": target, "lun": lun}
     if url.scheme == _NFS:
         return {"server.type": "inet", "server.host": url.host, "path": url.path}
-    return {"url": url.words}
+    return rbd_words(url) if url.scheme == _RBD else {"url": url.words}
 
 
 def take_url(protocol: str, fields: dict[str, str]) -> str | None:
@@ -63,6 +67,7 @@ def take_url(protocol: str, fields: dict[str, str]) -> str | None:
         _NBD: ("server.type", "server.host", "server.port", "export"),
         _ISCSI: ("transport", "portal", "target", "lun"),
         _NFS: ("server.type", "server.host", "path"),
+        _RBD: ("pool", "namespace", "image", "user", "server.0.host", "server.0.port"),
     }.get(protocol, ("url",))
     found = {name: fields.pop(f"file.{name}", "") for name in names}
     if protocol == _NBD:
@@ -72,9 +77,18 @@ def take_url(protocol: str, fields: dict[str, str]) -> str | None:
         url = parse(f"iscsi://{found['portal']}/{found['target']}/{found['lun']}")
     elif protocol == _NFS:
         url = parse(f"nfs://{_bracketed(found['server.host'])}:{_NFS_PORT}{found['path']}")
+    elif protocol == _RBD:
+        user = f"{found['user']}@" if found["user"] else ""
+        path = "".join(f"/{found[name]}" for name in ("pool", "namespace", "image") if found[name])
+        monitor = f"{_bracketed(found['server.0.host'])}:{found['server.0.port']}"
+        url = parse(f"rbd://{user}{monitor}{path}")
     else:
         url = parse(found["url"])
-    if url is None or problem_of(url.words, is_read_only=True) or words_of(url) != found:
+    if (
+        url is None
+        or problem_of(url.words, is_read_only=True)
+        or dict.fromkeys(names, "") | words_of(url) != found
+    ):
         return None
     return url.words
 
@@ -94,11 +108,14 @@ def url_of_filename(name: str) -> str:
         words = dict(_flat(block, "file.")) if isinstance(block, dict) else {}
     except (ValueError, RecursionError):
         return name
-    return take_url(words.pop("file.driver", ""), words) or name
+    url = take_url(words.pop("file.driver", ""), words)
+    return url if url and not words.keys() & _OF_ANOTHER_IMAGE else name
 
 
 def _flat(block: dict[str, object], prefix: str) -> Iterator[tuple[str, str]]:
     for key, value in block.items():
+        if isinstance(value, list):
+            value = {str(number): one for number, one in enumerate(value)}
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")
         else:

@@ -18,7 +18,7 @@ from agents.storageproof import tools
 from agents.storageproof.images import look_at
 from agents.storageproof.places import SharedPlaces
 from migrate.facts import DiskFacts, DiskKind, ImageFacts
-from tests.agents.diskservers import http_file, iscsi_lun, nbd_export, need_block_drivers, nfs_file
+from tests.agents.diskservers import http_file, iscsi_lun, nbd_export, need_block_drivers, nfs_file, rbd_image
 from tests.agents.hypervisors.qemu.conftest import needs_qemu
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow, needs_qemu()]
@@ -31,6 +31,7 @@ SERVERS = {
     "iscsi": (iscsi_lun, ("tgtd", "tgtadm")),
     "http": (http_file, ("nginx",)),
     "nfs": (nfs_file, ("ganesha.nfsd", "rpcbind", "rpcinfo", "ip", "unshare")),
+    "rbd": (rbd_image, ("ceph-mon", "ceph-osd", "ceph", "rbd")),
 }
 
 
@@ -66,7 +67,13 @@ def test_what_a_server_has_is_seen_as_the_file_behind_it(image: Path, scheme: st
 def test_a_server_without_it_and_a_server_that_has_ended_are_said(image: Path, scheme: str) -> None:
     serving, programs = SERVERS[scheme]
     need_block_drivers(*programs)
-    missing = {"nbd": "not available", "iscsi": "LOGICAL_UNIT_NOT_SUPPORTED", "http": "404", "nfs": "NOENT"}
+    missing = {
+        "nbd": "not available",
+        "iscsi": "LOGICAL_UNIT_NOT_SUPPORTED",
+        "http": "404",
+        "nfs": "NOENT",
+        "rbd": "No such file",
+    }
     with serving(image) as url:
         other = url[:-1] + "9"
         assert missing[scheme] in seen(other, patterns=(other,), read_only=True).error

@@ -20,6 +20,8 @@ from agents.storageproof.urls import MAX_URL_BYTES, SCHEMES, DiskUrl, matches, p
             DiskUrl("iscsi", "10.0.0.5", 3260, "/iqn.2001-04.com.example:disk/1"),
         ),
         ("ssh://vm@store1/srv/a.raw", DiskUrl("ssh", "store1", 22, "/srv/a.raw")),
+        ("rbd://mon1/guests/web1", DiskUrl("rbd", "mon1", 3300, "/guests/web1")),
+        ("rbd://vm@mon1/guests/web1", DiskUrl("rbd", "mon1", 3300, "/guests/web1", "vm")),
     ],
 )
 def test_a_url_is_taken_apart(url: str, found: DiskUrl) -> None:
@@ -62,6 +64,15 @@ def test_a_star_stays_within_a_name() -> None:
         "nbd://evil/a.example:10809/x",
     ):
         assert not matches(strange, patterns), strange
+
+
+def test_a_user_of_ceph_is_part_of_the_place() -> None:
+    assert matches("rbd://vm@mon1:3300/guests/web1", ["rbd://vm@mon1:3300/guests/*"])
+    for other in ("rbd://mon1:3300/guests/web1", "rbd://admin@mon1:3300/guests/web1"):
+        assert not matches(other, ["rbd://vm@mon1:3300/guests/*"])
+        place = parse(other)
+        assert place is not None
+        assert place.words == other
 
 
 def test_a_hostile_url_is_judged_at_once() -> None:

@@ -25,8 +25,24 @@ WORDS = {
         "server.host": "store1",
         "path": "/guests/web1",
     },
+    "rbd://[fd00::1]:3300/guests/web1": {
+        "pool": "guests",
+        "image": "web1",
+        "server.0.host": "fd00::1",
+        "server.0.port": "3300",
+    },
+    "rbd://vm@mon1:6789/guests/tenant/web1": {
+        "pool": "guests",
+        "namespace": "tenant",
+        "image": "web1",
+        "user": "vm",
+        "server.0.host": "mon1",
+        "server.0.port": "6789",
+    },
     "https://store1:443/a/install.iso": {"url": "https://store1:443/a/install.iso"},
 }
+
+MONITOR = '"server": [{"host": "m", "port": "3300"}]'
 
 
 @pytest.mark.parametrize("url", WORDS)
@@ -53,6 +69,22 @@ def test_a_url_and_its_words_are_one(url: str) -> None:
             "nbd://[::1]:10809/a",
         ),
         ("nfs://store1/guests/a", "nfs://store1:2049/guests/a"),
+        (
+            'json:{"driver": "raw", "file": {"pool": "guests", "image": "a", "driver": "rbd", "user": "vm", "server": '
+            '[{"host": "mon1", "port": "3300"}]}}',
+            "rbd://vm@mon1:3300/guests/a",
+        ),
+        (
+            'json:{"driver": "rbd", "pool": "p", "image": "a", "server": [{"host": "m", "port": "3300"}, '
+            '{"host": "n", "port": "3300"}]}',
+            "rbd://m:3300/p/a",
+        ),
+        # A snapshot, and an image of another Ceph.
+        *(
+            (name, name)
+            for more in ('"snapshot": "s"', '"conf": "/etc/ceph/other.conf"')
+            for name in [f'json:{{"driver": "rbd", "pool": "p", "image": "a", {more}, {MONITOR}}}']
+        ),
         *(
             (name, name)
             for name in (
@@ -84,6 +116,8 @@ def test_what_qemu_calls_an_image_is_a_url_where_it_is_a_network_disk(name: str,
         ("iscsi://store1:3260/iqn.a:b/c/1", "a target and a LUN"),
         ("nfs://store1:2050/guests/a", "at port 2049"),
         ("nfs://store1:2049/a", "a file of an export"),
+        ("rbd://mon1:3300/guests", "a pool and an image"),
+        ("rbd://mon1:3300/guests/a/b/c", "a pool and an image"),
         ("https://store1:443/install.iso", "read_only = true"),
     ],
 )

@@ -161,7 +161,7 @@ class Copier:
         return stats
 
     async def catch_up(self) -> None:
-        """Send what the guest wrote while its switchover was made ready, until what is left is hardly worth a round.
+        """Send what the guest wrote since the decision to stop it, until what is left is hardly worth a round.
 
         Harvested first: what came meanwhile would otherwise be sent when the guest stands still.
         """

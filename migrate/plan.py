@@ -26,6 +26,7 @@ __all__ = [
     "OnTimeout",
     "Policy",
     "catches_up",
+    "has_much_left",
     "decide",
     "predicted_downtime_s",
 ]
@@ -39,6 +40,9 @@ NEGLIGIBLE_LAST_PAGES_S: Final = 0.001
 # like those before them; while a few pages are sent a fast guest writes as many again.
 MAX_CATCH_UPS: Final = 4
 FEW_PAGES: Final = 64
+# A stop that would copy for longer is worth such rounds in any case. A decision goes by what the last round carried,
+# and deltas carry more: in the next one most pages have bases.
+LONG_LAST_PAGES_S: Final = 0.01
 # Rounds without a new minimum of dirty pages before the planner calls it: the write rate of a real guest
 # swings, and a single worse round says nothing.
 STALLED_ROUNDS: Final = 12
@@ -106,6 +110,11 @@ def _copy_s(round_stats: RoundStats, pages: int) -> float:
     if round_stats.goodput_bytes_per_s <= 0:
         return float("inf")
     return pages * PAGE_BYTES / round_stats.goodput_bytes_per_s
+
+
+def has_much_left(decision: Decision, fixed_s: float) -> bool:
+    """Judge whether a stop that was decided on would copy for long; `fixed_s` as in `decide`."""
+    return decision.predicted_downtime_s - fixed_s > LONG_LAST_PAGES_S
 
 
 def catches_up(rounds: int, sent_pages: int, dirty_pages: int) -> bool:

@@ -24,6 +24,7 @@ from migrate.plan import (
     OnTimeout,
     catches_up,
     decide,
+    has_much_left,
 )
 from migrate.stats import RoundStats
 from transport.limits import MAX_RECORD_BYTES
@@ -252,8 +253,8 @@ def rehearse(conditions: Conditions, given: Circumstances) -> Rehearsed:
             conditions, given, sending, passed_s, given.fixed_s + copy_s, False, len(rounds), because
         )
         return replace(ended, total_s=given.overhead_s + passed_s)
-    left_s = given.late_s - (passed_s - near_at_s if near_at_s is not None else 0.0)
-    if converges and left_s > 0:
+    left_s = max(given.late_s - (passed_s - near_at_s if near_at_s is not None else 0.0), 0.0)
+    if converges and (left_s > 0 or has_much_left(decision, ASSUMED_FIXED_S)):
         # What is written until the second preflight and the arming are over is harvested and sent before the stop.
         sending.rest(left_s)
         pages = given.curve.pages(rounds[-1].duration_s + left_s)

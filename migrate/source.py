@@ -60,7 +60,7 @@ from migrate.messages import (
 )
 from migrate.ownership import Ownership, RecordInvalid, Verdict, next_generation
 from migrate.phases import SOURCE, Event, Phase, advance
-from migrate.plan import ASSUMED_FIXED_S, Decision, Next, OnTimeout, decide
+from migrate.plan import ASSUMED_FIXED_S, Decision, Next, OnTimeout, decide, has_much_left
 from migrate.ports import RunningGuest
 from migrate.readiness import Readiness
 from migrate.source_ports import SourcePorts, SourceSettings
@@ -276,7 +276,8 @@ class OutgoingMigration:
             decision = await self._rounds_until_decided(copier, lambda: readiness.begin(watchers))
             if decision.next is Next.ABORT:
                 raise NotConverging(decision.because)
-            if not await readiness.reached(watchers) and not self._is_suspended:
+            was_ready = await readiness.reached(watchers)
+            if not self._is_suspended and (not was_ready or has_much_left(decision, ASSUMED_FIXED_S)):
                 await copier.catch_up()
             watchers.cancel_scope.cancel()
         suspends = decision.next is Next.SUSPEND or self._is_suspended

@@ -12,6 +12,7 @@ from migrate.plan import (
     Policy,
     catches_up,
     decide,
+    has_much_left,
     predicted_downtime_s,
 )
 from migrate.stats import RoundStats
@@ -121,6 +122,13 @@ def test_a_switch_over_is_never_predicted_to_exceed_the_limit(
     if decision.next is Next.SWITCH_OVER:
         assert decision.predicted_downtime_s <= limit_s
     assert decision.because
+
+
+def test_a_stop_that_would_copy_for_long_is_worth_rounds_after_the_decision() -> None:
+    for dirty_pages, is_much in ((900, False), (1100, True)):
+        decision = decide([a_round(dirty_pages, rate=200_000.0)], Policy(), FIXED_S)
+        assert decision.next is Next.SWITCH_OVER
+        assert has_much_left(decision, FIXED_S) is is_much
 
 
 def test_a_guest_is_caught_up_with_while_that_leaves_clearly_less_and_more_than_a_few_pages() -> None:

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import anyio
+import anyio.abc
 import pytest
 
+from migrate.copying import Copier
 from migrate.errors import PreflightRefused
 from migrate.phases import Phase
-from migrate.plan import Decision, Next, Policy
+from migrate.plan import ASSUMED_FIXED_S, Decision, Next, Policy
 from migrate.readiness import Readiness
 from migrate.stats import RoundStats
 from tests.migrate.world import World
@@ -148,6 +150,32 @@ async def test_rounds_go_on_while_the_stop_is_made_ready(monkeypatch: pytest.Mon
     assert script.steps[:4] == ["Inspect", "round", "round", "Inspect"]
     assert script.steps.count("round") == 4
     assert script.steps[-2:] == ["Arm", "Load"] or script.steps[-3:] == ["Arm", "round", "Load"]
+
+
+@pytest.mark.parametrize(("last_s", "is_caught_up"), [(0.2, True), (ASSUMED_FIXED_S + 0.005, False)])
+async def test_a_guest_that_was_ready_is_caught_up_with_only_if_much_is_left(
+    monkeypatch: pytest.MonkeyPatch, last_s: float, is_caught_up: bool
+) -> None:
+    world = World()
+    script = Script(world, [0.1, 0.1, last_s])
+    monkeypatch.setattr("migrate.source.decide", script.decide)
+    caught_up: list[bool] = []
+    catch_up = Copier.catch_up
+
+    async def note(self: Copier) -> None:
+        caught_up.append(True)
+        await catch_up(self)
+
+    async def be_ready(self: Readiness, tasks: anyio.abc.TaskGroup) -> bool:
+        await reached(self, tasks)
+        return True
+
+    reached = Readiness.reached
+    monkeypatch.setattr(Readiness, "reached", be_ready)
+    monkeypatch.setattr(Copier, "catch_up", note)
+    report = await world.migrate(Policy(downtime_limit_s=0.3))
+    assert report.phase is Phase.COMPLETE, report.error
+    assert caught_up == [True] * is_caught_up
 
 
 @pytest.mark.parametrize("predicted_s", [0.1, 1.0])

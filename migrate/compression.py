@@ -18,7 +18,7 @@ __all__ = ["ARM_BYTES", "Compression", "CompressionChooser", "DeltaChooser", "ar
 
 ZSTD_LEVEL: Final = 1  # level 3 costs half the speed for 5 % of the bytes on guest RAM
 # Page bytes of one trial that the peer has acknowledged, 24 ms on a fast link; and on a slow one, where so many would
-# take a second and half of them be sent for nothing, the bytes of 8 batches and a time that no wake-up matters in.
+# take a second and half of them be sent for nothing, the bytes of a few batches and a time that no wake-up matters in.
 ARM_BYTES: Final = 16 << 20
 LEAST_ARM_BYTES: Final = 4 << 20
 ARM_S: Final = 0.02

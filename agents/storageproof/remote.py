@@ -33,7 +33,8 @@ _PORT_IS_ITS_OWN: Final = ("nbd", "iscsi", "gluster", "ssh", RBD, "https", "http
 
 def size_of_url(url: str, patterns: Sequence[str]) -> int:
     """Give the bytes of what is there. Raises OSError, whose `strerror` is a sentence."""
-    return _size(_allowed(url, patterns))
+    place = _allowed(url, patterns)
+    return _size(place, _named(url, place))
 
 
 def look_at_url(
@@ -47,8 +48,9 @@ def look_at_url(
         OSError: it is not allowed, or could not be asked; `strerror` is a sentence.
     """
     place = _allowed(url, patterns)
-    identity, size_bytes = _identity(place), _size(place)
-    first, digests = _sectors(place, offsets, size_bytes)
+    named = _named(url, place)
+    identity, size_bytes = _identity(place), _size(place, named)
+    first, digests = _sectors(named, offsets, size_bytes)
     head = read_head(first, size_bytes)
     has_more = head.header is not None and bool(head.header.backing or head.header.data_file)
     return ImageFacts(
@@ -58,7 +60,7 @@ def look_at_url(
         virtual_bytes=head.virtual_bytes,
         digests=digests,
         is_direct=True,
-        write_error="" if is_read_only else _write_error(place),
+        write_error="" if is_read_only else _write_error(named),
         format=head.format,
         snapshots=head.snapshots,
         chain_error=head.error or ("what lies under a network disk is not looked at" if has_more else ""),
@@ -72,12 +74,12 @@ def _allowed(url: str, patterns: Sequence[str]) -> DiskUrl:
     return place
 
 
-def _size(place: DiskUrl) -> int:
+def _size(place: DiskUrl, named: Sequence[str]) -> int:
     # Ceph's library asks on for minutes where nobody answers.
     if place.scheme == RBD and (why := _why_unreachable(place)):
         raise OSError(0, why)
     try:
-        told = _run("qemu-img", "info", "--force-share", "--output=json", *_named(place))
+        told = _run("qemu-img", "info", "--force-share", "--output=json", *named)
     except _ToolFailedError as exc:
         # Not every driver of QEMU says that nobody has answered it.
         raise OSError(0, _why_unreachable(place) or exc.strerror) from exc
@@ -90,7 +92,9 @@ def _size(place: DiskUrl) -> int:
     return size
 
 
-def _sectors(place: DiskUrl, offsets: Sequence[int], size_bytes: int) -> tuple[bytes, tuple[bytes, ...]]:
+def _sectors(
+    named: Sequence[str], offsets: Sequence[int], size_bytes: int
+) -> tuple[bytes, tuple[bytes, ...]]:
     """Give the first sector, and digests of those that were asked for; one that is not there gives an empty digest."""
     lengths = {
         offset: min(SECTOR_BYTES, size_bytes - offset)
@@ -99,7 +103,7 @@ def _sectors(place: DiskUrl, offsets: Sequence[int], size_bytes: int) -> tuple[b
     }
     words = [word for offset, length in lengths.items() for word in ("-c", f"read -v {offset} {length}")]
     found: dict[int, bytearray] = {}
-    for at, dumped in _DUMPED.findall(_run("qemu-io", "-r", "-U", *words, *_named(place)) if words else b""):
+    for at, dumped in _DUMPED.findall(_run("qemu-io", "-r", "-U", *words, *named) if words else b""):
         where = int(at, 16)
         found.setdefault(where - where % SECTOR_BYTES, bytearray()).extend(bytes.fromhex(dumped.decode()))
     whole = {offset: bytes(found.get(offset, b"")) for offset, length in lengths.items()}
@@ -109,19 +113,19 @@ def _sectors(place: DiskUrl, offsets: Sequence[int], size_bytes: int) -> tuple[b
     )
 
 
-def _write_error(place: DiskUrl) -> str:
+def _write_error(named: Sequence[str]) -> str:
     """Say why it cannot be opened for writing. Opened is all: nothing is asked of it then."""
     try:
-        _run("qemu-io", "-c", "quit", *_named(place))
+        _run("qemu-io", "-c", "quit", *named)
     except OSError as exc:
         return (exc.strerror or str(exc))[:500]
     return ""
 
 
-def _named(place: DiskUrl) -> tuple[str, ...]:
+def _named(url: str, place: DiskUrl) -> tuple[str, ...]:
     """Name it to one of QEMU's tools; the last word is the one that its errors repeat."""
     if place.scheme != RBD:
-        return "-f", "raw", place.words
+        return "-f", "raw", url
     words = ",".join(f"file.{name}={word}" for name, word in rbd_words(place).items())
     return "--image-opts", f"driver=raw,file.driver={RBD},{words}"
 

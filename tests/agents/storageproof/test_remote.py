@@ -173,3 +173,14 @@ async def test_both_ends_look_at_the_same_sectors(tmp_path: Path, image: Path) -
     assert mine.image == theirs.image
     assert len(mine.image.digests) >= 3
     assert all(mine.image.digests)
+
+
+def test_the_tools_are_told_the_url_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the user whose key ssh takes, which is no part of where the disk is."""
+    script, told = tmp_path / "qemu-img", tmp_path / "told"
+    script.write_text(f'#!/bin/sh\necho "$@" > {told}; exit 1\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    url = "ssh://vm@127.0.0.1:1/srv/a.raw"
+    assert "cannot be reached" in seen(url, patterns=(url,)).error
+    assert told.read_text().split()[-3:] == ["-f", "raw", url]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memory.bitmap import DirtyBitmap
-from memory.codec import MAX_BATCH_PAGES, MAX_PAYLOAD_BYTES, BatchEncoder
+from memory.codec import MAX_PAYLOAD_BYTES, BatchEncoder
 from memory.digest import RamDigest
 from memory.history import PageHistory
 from memory.layout import PAGE_BYTES
@@ -183,18 +183,3 @@ def test_threads_that_take_while_pages_are_put_off_send_each_once(threads: int) 
         assert producer.counts.pages == PAGES
         assert len(set(expand(late).tolist())) == pages_in(late)
         assert pair.is_equal()
-
-
-def test_a_large_round_has_large_batches_until_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("migrate.pagewire.LARGE_ROUND_PAGES", PAGES - BATCH_PAGES)
-    pair = Pair()
-    pair.write(range(PAGES), 1)
-    producer, sizes = pair.begin(), list[int]()
-    most = producer.payloads
-    while left := producer.remaining_pages:
-        pair.take(producer, 1)
-        sizes.append(left - producer.remaining_pages)
-    rest = PAGES - MAX_BATCH_PAGES - 2 * BATCH_PAGES
-    assert sizes == [MAX_BATCH_PAGES, BATCH_PAGES, BATCH_PAGES, rest]
-    assert len(sizes) <= most
-    assert pair.is_equal()

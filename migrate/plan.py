@@ -26,8 +26,9 @@ __all__ = [
     "OnTimeout",
     "Policy",
     "catches_up",
-    "has_much_left",
     "decide",
+    "has_much_left",
+    "is_in_sight",
     "predicted_downtime_s",
 ]
 
@@ -110,6 +111,11 @@ def _copy_s(round_stats: RoundStats, pages: int) -> float:
     if round_stats.goodput_bytes_per_s <= 0:
         return float("inf")
     return pages * PAGE_BYTES / round_stats.goodput_bytes_per_s
+
+
+def is_in_sight(decision: Decision, policy: Policy) -> bool:
+    """Judge whether a stop would do now, though another round is worth its time."""
+    return decision.predicted_downtime_s <= policy.downtime_limit_s
 
 
 def has_much_left(decision: Decision, fixed_s: float) -> bool:

@@ -25,6 +25,7 @@ from migrate.plan import (
     catches_up,
     decide,
     has_much_left,
+    is_in_sight,
 )
 from migrate.stats import RoundStats
 from transport.limits import MAX_RECORD_BYTES
@@ -242,7 +243,7 @@ def rehearse(conditions: Conditions, given: Circumstances) -> Rehearsed:
         if is_out_of_time or decision.next is not Next.AGAIN:
             converges = not is_out_of_time and decision.next is Next.SWITCH_OVER
             break
-        if near_at_s is None and decision.predicted_downtime_s <= policy.downtime_limit_s:
+        if near_at_s is None and is_in_sight(decision, policy):
             near_at_s = passed_s
     if is_out_of_time:
         because = f"the time limit of {policy.timeout_s:g} s passes first: {because}"

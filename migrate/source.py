@@ -60,7 +60,7 @@ from migrate.messages import (
 )
 from migrate.ownership import Ownership, RecordInvalid, Verdict, next_generation
 from migrate.phases import SOURCE, Event, Phase, advance
-from migrate.plan import ASSUMED_FIXED_S, Decision, Next, OnTimeout, decide, has_much_left
+from migrate.plan import ASSUMED_FIXED_S, Decision, Next, OnTimeout, decide, has_much_left, is_in_sight
 from migrate.ports import RunningGuest
 from migrate.readiness import Readiness
 from migrate.source_ports import SourcePorts, SourceSettings
@@ -473,7 +473,7 @@ class OutgoingMigration:
                 continue
             if decision.next is not Next.AGAIN:
                 return decision
-            if decision.predicted_downtime_s <= policy.downtime_limit_s:
+            if is_in_sight(decision, policy):
                 on_near()
 
     async def _pause(self, guest: RunningGuest, pause: Callable[[], Awaitable[float]]) -> None:

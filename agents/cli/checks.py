@@ -18,7 +18,7 @@ _HEAD: Final = """\
 <!-- Made by `vmferry checks --markdown > docs/preflight.md`; a test compares them. -->
 
 `vmferry check GUEST --to HOST` runs all of them and changes nothing; `vmferry move` runs the same before it copies a
-page, and again within two seconds before the guest is stopped. Each finding has one of four results:
+page, and again shortly before the guest is stopped. Each finding has one of four results:
 
 | result | meaning | the move |
 |---|---|---|

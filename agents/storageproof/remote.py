@@ -18,7 +18,7 @@ from typing import Final
 from agents.storageproof import tools
 from agents.storageproof.formats import read_head
 from agents.storageproof.sectors import MAX_OFFSETS, SECTOR_BYTES, digest_of
-from agents.storageproof.urls import RBD, DiskUrl, matches, parse, rbd_words
+from agents.storageproof.urls import RBD, DiskUrl, as_file, matches, parse, rbd_words
 from migrate.facts import ImageFacts
 
 __all__ = ["look_at_url", "size_of_url"]
@@ -126,8 +126,7 @@ def _named(url: str, place: DiskUrl) -> tuple[str, ...]:
     """Name it to one of QEMU's tools; the last word is the one that its errors repeat."""
     if place.scheme != RBD:
         return "-f", "raw", url
-    words = ",".join(f"file.{name}={word}" for name, word in rbd_words(place).items())
-    return "--image-opts", f"driver=raw,file.driver={RBD},{words}"
+    return "--image-opts", f"driver=raw,{as_file({'driver': RBD} | rbd_words(place))}"
 
 
 def _identity(place: DiskUrl) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,6 +18,7 @@ __all__ = [
     "RBD",
     "SCHEMES",
     "DiskUrl",
+    "as_file",
     "is_remote",
     "matches",
     "parse",
@@ -108,6 +109,11 @@ def parse(url: str) -> DiskUrl | None:
         return None
     user = (found["user"] or "") if found["scheme"] == RBD else ""
     return DiskUrl(found["scheme"], found["host"].strip("[]"), port, found["path"], user)
+
+
+def as_file(words: Mapping[str, str]) -> str:
+    """Give what a driver of QEMU is told as options of a node whose `file` it is."""
+    return ",".join(f"file.{name}={word}" for name, word in words.items())
 
 
 def rbd_words(url: DiskUrl) -> dict[str, str]:

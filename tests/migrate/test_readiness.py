@@ -22,11 +22,14 @@ pytestmark = pytest.mark.anyio
 
 
 class Steps:
-    """The two steps, each over when it is let go."""
+    """The two steps, each over when it is let go, or at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, are_over: bool = False) -> None:
         self.taken: list[str] = []
         self.examined, self.armed = anyio.Event(), anyio.Event()
+        if are_over:
+            self.examined.set()
+            self.armed.set()
 
     async def examine(self) -> None:
         self.taken.append("examine")
@@ -41,10 +44,8 @@ class Steps:
 
 
 async def test_nothing_is_waited_for_when_both_are_over() -> None:
-    steps = Steps()
+    steps = Steps(are_over=True)
     readiness = steps.readiness()
-    steps.examined.set()
-    steps.armed.set()
     async with anyio.create_task_group() as tasks:
         readiness.begin(tasks)
         readiness.begin(tasks)
@@ -76,10 +77,8 @@ async def test_what_is_not_over_is_waited_for_and_the_guest_has_written_meanwhil
 
 async def test_a_preflight_that_is_too_old_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("migrate.readiness.PREFLIGHT_HOLDS_S", 0.01)
-    steps = Steps()
+    steps = Steps(are_over=True)
     readiness = steps.readiness()
-    steps.examined.set()
-    steps.armed.set()
     async with anyio.create_task_group() as tasks:
         readiness.begin(tasks)
         await delay(0.05)
@@ -111,13 +110,13 @@ class Script:
     world: World
     predicted_s: list[float]
     steps: list[str] = field(default_factory=list)
-    # What a request waits for before it is answered.
-    waits: dict[str, anyio.Event] = field(default_factory=dict)
+    # What the second preflight waits for.
+    second_round: anyio.Event | None = None
 
     def decide(self, rounds: Sequence[RoundStats], policy: Policy, fixed_s: float) -> Decision:
         self.steps.append("round")
-        if len(rounds) > 1 and "Inspect" in self.waits:
-            self.waits["Inspect"].set()
+        if len(rounds) > 1 and self.second_round is not None:
+            self.second_round.set()
         is_last = len(rounds) == len(self.predicted_s)
         return Decision(
             next=Next.SWITCH_OVER if is_last else Next.AGAIN,
@@ -129,9 +128,9 @@ class Script:
         name = type(request).__name__
         if name in ("Inspect", "Arm", "Load"):
             self.steps.append(name)
-        if name in self.waits and self.steps.count(name) > 1:
+        if name == "Inspect" and self.steps.count(name) > 1 and self.second_round is not None:
             with anyio.fail_after(5):
-                await self.waits[name].wait()
+                await self.second_round.wait()
         return await self._handle(request)
 
     def __post_init__(self) -> None:
@@ -141,8 +140,7 @@ class Script:
 
 async def test_rounds_go_on_while_the_stop_is_made_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World()
-    script = Script(world, [1.0, 0.1, 0.1, 0.1])
-    script.waits["Inspect"] = anyio.Event()
+    script = Script(world, [1.0, 0.1, 0.1, 0.1], second_round=anyio.Event())
     monkeypatch.setattr("migrate.source.decide", script.decide)
     report = await world.migrate(Policy(downtime_limit_s=0.3))
     assert report.phase is Phase.COMPLETE, report.error

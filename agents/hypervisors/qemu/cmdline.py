@@ -11,7 +11,7 @@ from pathlib import Path
 
 from agents.hypervisors.qemu.netdisks import words_of
 from agents.hypervisors.qemu.spec import Backend, Bus, Cache, DiskSpec, MemorySpec, NetworkKind, QemuSpec, Vga
-from agents.storageproof.urls import parse
+from agents.storageproof.urls import as_file, parse
 
 __all__ = ["HostPaths", "argv_of", "device_arguments"]
 
@@ -110,7 +110,7 @@ def _place(disk: DiskSpec) -> str:
     url = parse(disk.path)
     if url is None:
         return f"file.filename={disk.path}"
-    return ",".join(f"file.{name}={word}" for name, word in words_of(url).items())
+    return as_file(words_of(url))
 
 
 def _on(truth: bool) -> str:

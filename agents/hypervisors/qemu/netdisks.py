@@ -1,6 +1,6 @@
 """Network disks: a URL as the words of a -blockdev, and those words as a URL.
 
-Law: pure, and both directions in one place. A URL has one spelling here (with its port, without a user) and its words
+Law: pure, and both directions in one place. A URL has one spelling here (`DiskUrl.words`) and its words
 have one as well, so that who reads a guest's command line finds the URL that it was written from.
 
 Source: QEMU, qapi/block-core.json (BlockdevOptionsNbd, -Iscsi, -Nfs, -Rbd, -CurlHttp).

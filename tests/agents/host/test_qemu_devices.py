@@ -13,7 +13,7 @@ from agents.api import Check, CheckReport
 from agents.hypervisors.qemu.hardware import devices_of
 from agents.hypervisors.qemu.netdisks import words_of
 from agents.hypervisors.qemu.qmp import Qmp
-from agents.storageproof.urls import parse
+from agents.storageproof.urls import as_file, parse
 from migrate.facts import MAX_DEVICES
 from migrate.preflight import AREAS, Finding, Severity
 from tests.agents.diskservers import iscsi_lun, need_block_drivers
@@ -260,7 +260,7 @@ async def test_a_lun_of_a_guest_that_no_spec_describes_is_looked_at(folder: Path
     with iscsi_lun(image) as url:
         place = parse(url)
         assert place is not None
-        words = ",".join(f"file.{name}={word}" for name, word in words_of(place).items())
+        words = as_file(words_of(place))
         async with by_hand(folder, storage=f'network_disks = ["{url}"]') as guests:
             await guests.start(
                 "host-a",

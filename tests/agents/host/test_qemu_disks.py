@@ -160,7 +160,7 @@ async def test_a_guest_on_a_network_disk_moves_there_and_back(
     folder: Path, serving: Callable[[Path], AbstractContextManager[str]]
 ) -> None:
     """Its records have no disk file to lie beside: they are in the first shared directory."""
-    need_block_drivers("tgtd", "ganesha.nfsd", "rpcbind", "ceph-mon", "ceph-osd", "rbd")
+    need_block_drivers("tgtd", "ganesha.nfsd", "rpcbind", "ceph-mon", "ceph-osd", "ceph", "rbd")
     image = folder / "export.raw"
     await anyio.run_process(["truncate", "-s", "64M", str(image)])
     with serving(image) as url:

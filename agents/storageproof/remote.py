@@ -12,7 +12,7 @@ import json
 import re
 import socket
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from agents.storageproof import tools
@@ -74,12 +74,12 @@ def _allowed(url: str, patterns: Sequence[str]) -> DiskUrl:
     return place
 
 
-def _size(place: DiskUrl, named: Sequence[str]) -> int:
+def _size(place: DiskUrl, named: _Named) -> int:
     # Ceph's library asks on for minutes where nobody answers.
     if place.scheme == RBD and (why := _why_unreachable(place)):
         raise OSError(0, why)
     try:
-        told = _run("qemu-img", "info", "--force-share", "--output=json", *named)
+        told = named.ask("qemu-img", "info", "--force-share", "--output=json")
     except _ToolFailedError as exc:
         # Not every driver of QEMU says that nobody has answered it.
         raise OSError(0, _why_unreachable(place) or exc.strerror) from exc
@@ -92,9 +92,7 @@ def _size(place: DiskUrl, named: Sequence[str]) -> int:
     return size
 
 
-def _sectors(
-    named: Sequence[str], offsets: Sequence[int], size_bytes: int
-) -> tuple[bytes, tuple[bytes, ...]]:
+def _sectors(named: _Named, offsets: Sequence[int], size_bytes: int) -> tuple[bytes, tuple[bytes, ...]]:
     """Give the first sector, and digests of those that were asked for; one that is not there gives an empty digest."""
     lengths = {
         offset: min(SECTOR_BYTES, size_bytes - offset)
@@ -103,7 +101,7 @@ def _sectors(
     }
     words = [word for offset, length in lengths.items() for word in ("-c", f"read -v {offset} {length}")]
     found: dict[int, bytearray] = {}
-    for at, dumped in _DUMPED.findall(_run("qemu-io", "-r", "-U", *words, *named) if words else b""):
+    for at, dumped in _DUMPED.findall(named.ask("qemu-io", "-r", "-U", *words) if words else b""):
         where = int(at, 16)
         found.setdefault(where - where % SECTOR_BYTES, bytearray()).extend(bytes.fromhex(dumped.decode()))
     whole = {offset: bytes(found.get(offset, b"")) for offset, length in lengths.items()}
@@ -113,20 +111,30 @@ def _sectors(
     )
 
 
-def _write_error(named: Sequence[str]) -> str:
+def _write_error(named: _Named) -> str:
     """Say why it cannot be opened for writing. Opened is all: nothing is asked of it then."""
     try:
-        _run("qemu-io", "-c", "quit", *named)
+        named.ask("qemu-io", "-c", "quit")
     except OSError as exc:
         return (exc.strerror or str(exc))[:500]
     return ""
 
 
-def _named(url: str, place: DiskUrl) -> tuple[str, ...]:
-    """Name it to one of QEMU's tools; the last word is the one that its errors repeat."""
+def _named(url: str, place: DiskUrl) -> _Named:
+    seconds = f"{tools.ANSWERS_WITHIN_S:g} s"
     if place.scheme != RBD:
-        return "-f", "raw", url
-    return "--image-opts", f"driver=raw,{as_file({'driver': RBD} | rbd_words(place))}"
+        return _Named(
+            words=("-f", "raw", url),
+            silent=f"its server gave no answer within {seconds}; does it take several clients at once "
+            "(qemu-nbd --shared=0)?",
+        )
+    user = place.user or "admin"
+    return _Named(
+        words=("--image-opts", f"driver=raw,{as_file({'driver': RBD} | rbd_words(place))}"),
+        # Ceph's library takes a key that is missing or wrong for a monitor that is busy.
+        silent=f"its Ceph gave no answer to client.{user} within {seconds}; is the key of client.{user} where Ceph "
+        f"looks for it here (/etc/ceph/ceph.client.{user}.keyring, readable by the agent), and is the Ceph healthy?",
+    )
 
 
 def _identity(place: DiskUrl) -> str:
@@ -154,20 +162,24 @@ class _ToolFailedError(OSError):
     """A tool was asked and says no."""
 
 
-def _run(*words: str) -> bytes:
-    """Give what a tool prints. Raises OSError, whose `strerror` is a sentence; _ToolFailedError: it says no."""
-    silent = (
-        f"its server gave no answer within {tools.ANSWERS_WITHIN_S:g} s; does it take several clients at once "
-        "(qemu-nbd --shared=0)?"
-    )
-    done = tools.run(*words, silent=silent)
-    if done.returncode:
-        first = next(iter(done.stderr.decode(errors="replace").strip().splitlines()), "")
-        # Who reads it knows which disk it is of.
-        cause = first.partition(words[-1])[2].lstrip("': ") or first
-        if "Unknown protocol" in first:
-            cause = (
-                f"QEMU has no driver for it here (Debian: qemu-block-extra, Fedora: qemu-block-*): {cause}"
-            )
-        raise _ToolFailedError(0, cause[:300] or f"{words[0]} ended with {done.returncode}")
-    return done.stdout
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Named:
+    """A disk as QEMU's tools are told of it, and what it means that they are silent.
+
+    The last of `words` is the one that their errors repeat.
+    """
+
+    words: tuple[str, ...]
+    silent: str
+
+    def ask(self, *program: str) -> bytes:
+        """Give what a tool prints. Raises OSError, whose `strerror` is a sentence; _ToolFailedError: it says no."""
+        done = tools.run(*program, *self.words, silent=self.silent)
+        if done.returncode:
+            first = next(iter(done.stderr.decode(errors="replace").strip().splitlines()), "")
+            # Who reads it knows which disk it is of.
+            cause = first.partition(self.words[-1])[2].lstrip("': ") or first
+            if "Unknown protocol" in first:
+                cause = f"QEMU has no driver for it here (Debian: qemu-block-extra, Fedora: qemu-block-*): {cause}"
+            raise _ToolFailedError(0, cause[:300] or f"{program[0]} ended with {done.returncode}")
+        return done.stdout

@@ -140,15 +140,18 @@ def nfs_file(image: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def rbd_image(image: Path) -> Iterator[str]:
-    """Have a Ceph of one monitor and one store in memory, with a copy of a raw image in it; give the URL."""
+    """Have a Ceph of one monitor and one store in memory, with a copy of a raw image in it; give the URL.
+
+    Its user has a key, where the configuration names it that Ceph's library finds by CEPH_CONF, as it finds
+    /etc/ceph/ceph.conf.
+    """
     folder, port = image.with_name("ceph"), free_port()
     folder.mkdir()
-    conf = folder / "ceph.conf"
+    conf, keys = folder / "server.conf", folder / "server.keyring"
     conf.write_text(
-        f"[global]\nfsid = {uuid.uuid4()}\nmon host = [v2:127.0.0.1:{port}]\n"
+        f"[global]\nfsid = {uuid.uuid4()}\nmon host = [v2:127.0.0.1:{port}]\nkeyring = {keys}\n"
         f"run dir = {folder}\nadmin socket = {folder}/$name.$pid.asok\nlog file = {folder}/$name.log\n"
         f"mon data = {folder}/mon\nosd data = {folder}/osd\n"
-        "auth cluster required = none\nauth service required = none\nauth client required = none\n"
         "public addr = 127.0.0.1\nosd objectstore = memstore\nmemstore device bytes = 1073741824\n"
         "osd pool default size = 1\nosd pool default min size = 1\nmon allow pool size one = true\n"
         "osd pool default pg autoscale mode = off\nosd crush chooseleaf type = 0\n"
@@ -167,17 +170,28 @@ def rbd_image(image: Path) -> Iterator[str]:
 
     monmap = str(folder / "monmap")
     ask("monmaptool", "--create", "--addv", "a", f"[v2:127.0.0.1:{port}]", monmap)
-    ask("ceph-mon", "--mkfs", "--id", "a", "--monmap", monmap)
+    everything = ("--cap", "mon", "allow *", "--cap", "osd", "allow *", "--cap", "mgr", "allow *")
+    ask("ceph-authtool", str(keys), "--create-keyring", "--gen-key", "-n", "mon.", "--cap", "mon", "allow *")
+    ask("ceph-authtool", str(keys), "--gen-key", "-n", "client.admin", *everything)
+    ask("ceph-authtool", str(keys), "--gen-key", "-n", "osd.0", *everything)
+    ask("ceph-mon", "--mkfs", "--id", "a", "--monmap", monmap, "--keyring", str(keys))
     with _running(["ceph-mon", "-f", "--id", "a", "--conf", str(conf)], _listens(port)):
         identity = str(uuid.uuid4())
-        number = ask("ceph", "osd", "new", identity).strip()
+        number = ask("ceph", "osd", "new", identity, "0").strip()
         (folder / "osd").mkdir()
         ask("ceph-osd", "--mkfs", "--id", number, "--osd-uuid", identity)
         store = ["ceph-osd", "-f", "--id", number, "--conf", str(conf)]
         with _running(store, lambda: "1 up" in ask("ceph", "osd", "stat")):
             ask("ceph", "osd", "pool", "create", "guests", "8")
             ask("rbd", "import", str(image), "guests/guest-1")
-            yield f"rbd://127.0.0.1:{port}/guests/guest-1"
+            rights = ("mon", "profile rbd", "osd", "profile rbd pool=guests")
+            key = ask("ceph", "auth", "get-or-create", "client.vm", *rights)
+            (folder / "client.vm.keyring").write_text(key)
+            clients = folder / "ceph.conf"
+            clients.write_text(f"[client]\nkeyring = {folder}/$name.keyring\n")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("CEPH_CONF", str(clients))
+                yield f"rbd://vm@127.0.0.1:{port}/guests/guest-1"
 
 
 @contextlib.contextmanager

@@ -95,6 +95,13 @@ def test_what_can_only_be_read_says_so(image: Path, serving: Server, words: str)
         assert seen(url, patterns=(url,), read_only=True).write_error == ""
 
 
+def test_a_host_without_the_key_of_its_user_says_so(image: Path) -> None:
+    need_block_drivers(*SERVERS["rbd"][1])
+    with rbd_image(image) as url:
+        other = url.replace("vm@", "vm2@")
+        assert "is the key of client.vm2 where Ceph looks for it here" in seen(other, patterns=(other,)).error
+
+
 def test_an_image_with_another_under_it_is_not_whole(image: Path) -> None:
     top = image.with_name("top.qcow2")
     subprocess.run(

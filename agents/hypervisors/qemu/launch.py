@@ -23,6 +23,7 @@ from agents.hypervisors.qemu.errors import NotAllowed, QemuGone
 from agents.hypervisors.qemu.qmp import Qmp
 from agents.hypervisors.qemu.rundir import QemuPaths, prepare_dir
 from agents.hypervisors.qemu.spec import QemuSpec
+from agents.storageproof.urls import is_remote
 
 __all__ = ["Process", "end", "launch"]
 
@@ -90,7 +91,7 @@ async def launch(spec: QemuSpec, host: QemuHost, *, is_incoming: bool) -> tuple[
         is_incoming=is_incoming,
     )
     try:
-        await _run(argv, spec.name)
+        await _run(argv, spec)
         return await Qmp.connect(paths.qmp), paths
     except BaseException:
         with anyio.CancelScope(shield=True):
@@ -136,7 +137,7 @@ async def _make_way(paths: QemuPaths) -> None:
     raise QemuGone(f"a guest of this identity runs on this host already ({paths.qmp})")
 
 
-async def _run(argv: list[str], name: str) -> None:
+async def _run(argv: list[str], spec: QemuSpec) -> None:
     """Start it and wait until it is in the background: QEMU has opened its files and sockets by then."""
 
     def run() -> tuple[int, bytes]:
@@ -159,12 +160,22 @@ async def _run(argv: list[str], name: str) -> None:
     try:
         code, words = await anyio.to_thread.run_sync(run)
     except subprocess.TimeoutExpired as exc:
-        raise QemuGone(f"QEMU for {name} did not start within {START_TIMEOUT_S:g} s") from exc
+        raise QemuGone(
+            f"QEMU for {spec.name} did not start within {START_TIMEOUT_S:g} s{_waited_for(spec)}"
+        ) from exc
     except OSError as exc:
         raise QemuGone(f"{argv[0]} cannot be executed: {exc.strerror}") from exc
     if code != 0:
         said = words.decode(errors="replace").strip()
-        raise QemuGone(f"QEMU for {name} did not start: {said or f'it ended with code {code}'}")
+        raise QemuGone(f"QEMU for {spec.name} did not start: {said or f'it ended with code {code}'}")
+
+
+def _waited_for(spec: QemuSpec) -> str:
+    """Say what keeps a QEMU from starting, without a word of it: a server that takes its connection and is silent."""
+    urls = ", ".join(disk.path for disk in spec.disks if is_remote(disk.path))
+    if not urls:
+        return ""
+    return f": does the server answer this host at {urls}, and has a user of Ceph its key here?"
 
 
 async def _kill_by_pid_file(paths: QemuPaths) -> None:

@@ -25,6 +25,7 @@ from agents import pki
 from agents.config import ClientSettings, Endpoint, EventLoop, TlsSettings
 from agents.demo.cutter import Cutter
 from agents.demo.errors import AgentDidNotStart, AgentEnded
+from agents.hypervisors.qemu.spec import Accel
 
 __all__ = ["HOSTS", "Agents", "Scratch", "open_scratch", "running_agents"]
 
@@ -57,11 +58,11 @@ class Ports:
 
 @dataclass(slots=True)
 class Scratch:
-    """The directory's paths. It stays at the end if `is_kept` then."""
+    """The directory's paths. It stays at the end if `is_kept` then. With `accel` its agents run QEMU guests, too."""
 
     folder: Path
     is_kept: bool = False
-    has_qemu: bool = False
+    accel: Accel | None = None
 
     @property
     def shared(self) -> Path:
@@ -239,14 +240,14 @@ may = ["send-guests"]
 shared_dirs = ["shared"]
 [guests.embedded]
 dir = "{host}/guests"
-{_qemu_section(host) if scratch.has_qemu else ""}"""
+{_qemu_section(host, scratch.accel) if scratch.accel else ""}"""
 
 
-def _qemu_section(host: str) -> str:
+def _qemu_section(host: str, accel: Accel) -> str:
     return f"""\
 [guests.qemu]
 dir = "{host}/qemu"
-accels = ["kvm", "tcg"]
+accels = ["{accel}"]
 kernel_dirs = ["boot"]
 """
 

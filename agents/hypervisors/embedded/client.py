@@ -19,6 +19,7 @@ from agents.hypervisors.embedded.control import Body, ControlClient, Verb
 from agents.hypervisors.embedded.errors import GuestGone, MessageInvalid, RequestRefused
 from agents.hypervisors.embedded.rundir import GuestPaths, clean_stale, prepare_guests_dir
 from agents.hypervisors.embedded.spec import EmbeddedSpec
+from agents.hypervisors.starting import run_to_end
 
 __all__ = ["Description", "GuestClient", "launch_guest", "start_guest"]
 
@@ -229,18 +230,17 @@ def _spawn(socket_path: Path, spec: bytes, how: str) -> str:
         os.write(spec_write, spec)  # less than a pipe holds
         os.close(spec_write)
         spec_write = -1
-        subprocess.run(
+        code = run_to_end(
             [
                 *(sys.executable, "-m", "agents.hypervisors.embedded", "--socket", str(socket_path)),
                 *(how, f"/dev/fd/{spec_read}", "--detach", str(ready_write)),
             ],
             cwd=Path(__file__).parents[3],
-            stdin=subprocess.DEVNULL,
+            timeout_s=START_TIMEOUT_S,
             pass_fds=(spec_read, ready_write),
-            start_new_session=True,
-            check=True,
-            timeout=START_TIMEOUT_S,
         )
+        if code:
+            raise GuestGone(f"the guest's process could not be started: it ended with code {code}")
         os.close(ready_write)
         ready_write = -1
         with open(ready_read, "rb", closefd=False) as ready:

@@ -12,6 +12,7 @@ import select
 import signal
 import subprocess
 import tempfile
+from pathlib import Path
 from typing import Final
 
 import anyio
@@ -23,6 +24,7 @@ from agents.hypervisors.qemu.errors import NotAllowed, QemuGone
 from agents.hypervisors.qemu.qmp import Qmp
 from agents.hypervisors.qemu.rundir import QemuPaths, prepare_dir
 from agents.hypervisors.qemu.spec import QemuSpec
+from agents.hypervisors.starting import run_to_end
 from agents.storageproof.urls import is_remote
 
 __all__ = ["Process", "end", "launch"]
@@ -144,18 +146,9 @@ async def _run(argv: list[str], spec: QemuSpec) -> None:
         # A file, not a pipe, and a thread, not the loop: the guest inherits what this opens, and an end of a pipe that
         # it held would keep the reader waiting.
         with tempfile.TemporaryFile() as words:
-            done = subprocess.run(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=words,
-                stderr=words,
-                cwd="/",
-                check=False,
-                start_new_session=True,
-                timeout=START_TIMEOUT_S,
-            )
+            code = run_to_end(argv, cwd=Path("/"), timeout_s=START_TIMEOUT_S, output=words)
             words.seek(0)
-            return done.returncode, words.read()[-_MAX_WORDS_BYTES:]
+            return code, words.read()[-_MAX_WORDS_BYTES:]
 
     try:
         code, words = await anyio.to_thread.run_sync(run)

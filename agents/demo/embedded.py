@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import uuid
 from collections.abc import AsyncIterator, Callable
 from typing import Final, TypeVar
@@ -29,6 +28,7 @@ from agents.hypervisors.embedded.errors import EmbeddedError, GuestGone
 from agents.hypervisors.embedded.replay import replay
 from agents.hypervisors.embedded.rundir import GuestPaths, clean_stale, guest_ids
 from agents.hypervisors.embedded.spec import PAGE_BYTES, EmbeddedSpec, Pattern
+from agents.hypervisors.processes import has_ended
 from agents.units import approx_size
 
 __all__ = ["EmbeddedDemoGuest"]
@@ -179,9 +179,7 @@ class _Watcher:
                 self.last = _look(await _in_thread(self._client.describe))
 
     def has_ended(self) -> bool:
-        poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
-        return bool(poll.poll(0))
+        return has_ended(self._pidfd)
 
 
 def end_embedded_guests(scratch: Scratch) -> None:

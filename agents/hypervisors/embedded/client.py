@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from agents.hypervisors.embedded.control import Body, ControlClient, Verb
 from agents.hypervisors.embedded.errors import GuestGone, MessageInvalid, RequestRefused
 from agents.hypervisors.embedded.rundir import GuestPaths, clean_stale, prepare_guests_dir
 from agents.hypervisors.embedded.spec import EmbeddedSpec
-from agents.hypervisors.starting import run_to_end
+from agents.hypervisors.processes import has_ended, run_to_end
 
 __all__ = ["Description", "GuestClient", "launch_guest", "start_guest"]
 
@@ -151,11 +150,11 @@ class GuestClient:
         Raises:
             GuestGone: the world's: the kernel does not let it end.
         """
-        if self._has_ended(END_TIMEOUT_S):
+        if has_ended(self._pidfd, END_TIMEOUT_S):
             return
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-        if not self._has_ended(END_TIMEOUT_S):
+        if not has_ended(self._pidfd, END_TIMEOUT_S):
             raise GuestGone(f"the guest's process {self.pid} does not end, not even by SIGKILL")
 
     def close(self) -> None:
@@ -164,11 +163,6 @@ class GuestClient:
         if self._pidfd >= 0:
             os.close(self._pidfd)
             self._pidfd = -1
-
-    def _has_ended(self, timeout_s: float) -> bool:
-        poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
-        return bool(poll.poll(timeout_s * 1000))
 
     def _ask(self, verb: Verb, argument: bytes = b"") -> Body:
         body, fds = self._control.request(verb, argument)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import subprocess
 import tempfile
@@ -18,13 +17,13 @@ from typing import Final
 import anyio
 import anyio.to_thread
 
+from agents.hypervisors.processes import has_ended, run_to_end
 from agents.hypervisors.qemu.allowed import QemuHost
 from agents.hypervisors.qemu.cmdline import HostPaths, argv_of
 from agents.hypervisors.qemu.errors import NotAllowed, QemuGone
 from agents.hypervisors.qemu.qmp import Qmp
 from agents.hypervisors.qemu.rundir import QemuPaths, prepare_dir
 from agents.hypervisors.qemu.spec import QemuSpec
-from agents.hypervisors.starting import run_to_end
 from agents.storageproof.urls import is_remote
 
 __all__ = ["Process", "end", "launch"]
@@ -48,9 +47,7 @@ class Process:
 
     def has_ended(self, timeout_s: float = 0.0) -> bool:
         """Wait for its end, at most so long. Blocks."""
-        poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
-        return bool(poll.poll(timeout_s * 1000))
+        return has_ended(self._pidfd, timeout_s)
 
     def kill(self) -> None:
         """End it at once."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.hypervisors.starting import run_to_end
+from agents.hypervisors.processes import run_to_end
 
 HERE = Path("/")
 

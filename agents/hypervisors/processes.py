@@ -1,7 +1,4 @@
-"""Guests' processes put themselves into the background; what starts one runs until then.
-
-Law: a process of its own session: no signal to this one's group or terminal reaches the guest.
-"""
+"""Processes of guests: to start one, and to see that one has ended."""
 
 from __future__ import annotations
 
@@ -12,7 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-__all__ = ["run_to_end"]
+__all__ = ["has_ended", "run_to_end"]
+
+
+def has_ended(pidfd: int, timeout_s: float = 0.0) -> bool:
+    """Wait for the end of the process behind a pidfd, at most so long. Blocks."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(timeout_s * 1000))
 
 
 def run_to_end(
@@ -23,7 +27,9 @@ def run_to_end(
     output: IO[bytes] | None = None,
     pass_fds: Sequence[int] = (),
 ) -> int:
-    """Run a program; give the code that it ended with. Blocks.
+    """Run a program until it has put its guest into the background; give the code that it ended with. Blocks.
+
+    It has a session of its own: no signal to our group or terminal reaches the guest.
 
     `output` takes what it prints, else that goes where ours does. The timeout of subprocess's own wait looks whether
     the program has ended after 0.5 ms, 1.5, 3.5 and so on, then every 50: one that is up after 65 ms is seen after 113.
@@ -43,9 +49,7 @@ def run_to_end(
     ) as process:
         pidfd = os.pidfd_open(process.pid)
         try:
-            poll = select.poll()
-            poll.register(pidfd, select.POLLIN)
-            if not poll.poll(timeout_s * 1000):
+            if not has_ended(pidfd, timeout_s):
                 process.kill()
                 raise subprocess.TimeoutExpired(argv, timeout_s)
         finally:

@@ -260,11 +260,10 @@ class QemuHypervisor:
 
     async def _find(self, guest_id: str) -> Found | None:
         """Look where it was when all were looked for last; only if it is not there any more, look for all."""
-        for known in self._found[1]:
-            if known.guest_id == guest_id:
-                one = await self._look_at(known.paths.qmp)
-                if one is not None and one.guest_id == guest_id:
-                    return one
+        known = next((one for one in self._found[1] if one.guest_id == guest_id), None)
+        again = await self._look_at(known.paths.qmp) if known is not None else None
+        if again is not None and again.guest_id == guest_id:
+            return again
         return next((one for one in await self._find_all() if one.guest_id == guest_id), None)
 
     async def _look_at(self, monitor: Path) -> Found | None:

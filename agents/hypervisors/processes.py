@@ -35,7 +35,7 @@ def run_to_end(
     the program has ended after 0.5 ms, 1.5, 3.5 and so on, then every 50: one that is up after 65 ms is seen after 113.
 
     Raises:
-        subprocess.TimeoutExpired: it was killed, with nothing that it has put into the background.
+        subprocess.TimeoutExpired: it was killed; what it has put into the background was not.
         OSError: it cannot be executed.
     """
     with subprocess.Popen(

@@ -66,7 +66,7 @@ def run(smoke: bool) -> dict[str, object]:
 async def _run(smoke: bool) -> tuple[list[PastMove], list[float]]:
     """Give all moves that were predicted, and how long each check took."""
     with open_scratch(keep=False) as scratch:
-        scratch.accel = None if smoke else best_accel()
+        scratch.has_qemu = not smoke
         try:
             async with running_agents(scratch, event_loop=EventLoop.ASYNCIO, with_cutter=False) as agents:
                 fleet = Fleet(agents.settings)

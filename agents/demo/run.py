@@ -180,13 +180,13 @@ def _guest(demo: Demo, scratch: Scratch) -> DemoGuest:
     """Choose the kind of guest. Raises NoQemu."""
     if demo.kind is GuestKind.EMBEDDED:
         return EmbeddedDemoGuest(scratch, ram_bytes=demo.ram_bytes, dirty_bytes_per_s=demo.dirty_bytes_per_s)
-    scratch.accel = accel = best_accel()
+    scratch.has_qemu = True
     return QemuDemoGuest(
         scratch,
         ram_bytes=demo.ram_bytes,
         dirty_bytes_per_s=demo.dirty_bytes_per_s,
         binary=find_qemu(),
-        accel=accel,
+        accel=best_accel(),
     )
 
 

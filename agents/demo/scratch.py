@@ -25,7 +25,6 @@ from agents import pki
 from agents.config import ClientSettings, Endpoint, EventLoop, TlsSettings
 from agents.demo.cutter import Cutter
 from agents.demo.errors import AgentDidNotStart, AgentEnded
-from agents.hypervisors.qemu.spec import Accel
 
 __all__ = ["HOSTS", "Agents", "Scratch", "open_scratch", "running_agents"]
 
@@ -58,11 +57,11 @@ class Ports:
 
 @dataclass(slots=True)
 class Scratch:
-    """The directory's paths. It stays at the end if `is_kept` then. With `accel` its agents run QEMU guests, too."""
+    """The directory's paths. It stays at the end if `is_kept` then."""
 
     folder: Path
     is_kept: bool = False
-    accel: Accel | None = None
+    has_qemu: bool = False
 
     @property
     def shared(self) -> Path:
@@ -240,14 +239,14 @@ may = ["send-guests"]
 shared_dirs = ["shared"]
 [guests.embedded]
 dir = "{host}/guests"
-{_qemu_section(host, scratch.accel) if scratch.accel else ""}"""
+{_qemu_section(host) if scratch.has_qemu else ""}"""
 
 
-def _qemu_section(host: str, accel: Accel) -> str:
+def _qemu_section(host: str) -> str:
     return f"""\
 [guests.qemu]
 dir = "{host}/qemu"
-accels = ["{accel}"]
+accels = ["kvm", "tcg"]
 kernel_dirs = ["boot"]
 """
 

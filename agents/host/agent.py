@@ -1,8 +1,8 @@
 """`vmferry agent run`: everything of one host agent, from its settings to its end.
 
 Tasks, all in the group of `HostAgent.run`: the control, data and metrics listeners, the watches over incoming
-migrations and over certificates, the ticker that measures the loop's lateness, the signal watcher, one that learns at
-the start what the hypervisors can give, and one per outgoing migration.
+migrations and over certificates, the ticker that measures the loop's lateness, the signal watcher, and one per
+outgoing migration.
 
 End: on SIGTERM or SIGINT no new migration begins and running ones may finish for DRAIN_S; then those that can
 still be rolled back are, the others finish. A second signal rolls back at once. /healthz tells the state.
@@ -256,7 +256,6 @@ class HostAgent:
                 services.start_soon(incoming.watch)
                 services.start_soon(recovery.keep_settling)
                 services.start_soon(self._tick)
-                services.start_soon(self._learn)
                 control_port, metrics_port = _port(control), _port(pages)
                 log_event(
                     _log,
@@ -305,18 +304,6 @@ class HostAgent:
             due_s = anyio.current_time() + pause_s
             await anyio.sleep(pause_s)
             self._metrics.loop_was_late(max(anyio.current_time() - due_s, 0.0))
-
-    async def _learn(self) -> None:
-        """Ask what this host can give, once: a hypervisor takes half a second for that the first time.
-
-        The first check and the first move would wait for it, at both ends one after the other.
-        """
-        for hypervisor in self._parts.hypervisors.values():
-            try:
-                await hypervisor.host_facts()
-            except Exception as exc:
-                # A task's edge: who needs the facts asks again, and is told what is wrong with them.
-                _log_bug(exc)
 
     def _moves_besides(self, guest_id: str) -> MoveSlots:
         return self._jobs.slots_besides(guest_id, self._settings.limits, is_draining=self._is_draining)

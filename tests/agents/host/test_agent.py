@@ -14,10 +14,8 @@ from agents.api import (
     CheckReport,
     Done,
     GetHost,
-    GuestList,
     HostView,
     JobView,
-    ListGuests,
     Move,
     Pause,
     Refused,
@@ -29,14 +27,13 @@ from agents.api import (
 from agents.host.jobs import Job
 from agents.host.orders import Order
 from agents.host.outgoing import Outgoing
-from agents.hypervisors.embedded.driver import EmbeddedHypervisor
 from agents.hypervisors.embedded.tracking import FORCE_HOOK_VARIABLE
 from agents.journal import JournalEntry, JournalFile
 from migrate.phases import Phase
 from migrate.plan import OnTimeout
 from migrate.preflight import Severity
 from tests.agents.host.fleet import HOSTS, NOISE, SLOW, Fleet, in_precopy, report_of, running_fleet
-from tests.waiting import delay, until
+from tests.waiting import delay
 
 # What a machine that runs tests may well be found to be.
 BUSY = {"load", "pressure", "swap"}
@@ -294,22 +291,6 @@ async def test_what_does_not_exist_is_named_in_the_refusal(folder: Path) -> None
             answer = await refusal(fleet, "host-a", request)
             assert answer.code == code, answer
             assert words in answer.text
-
-
-async def test_an_agent_learns_what_its_host_can_give_before_it_is_asked(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And serves on where that fails."""
-    learnt: list[object] = []
-
-    async def fail(hypervisor: EmbeddedHypervisor, guest: object = None) -> None:
-        learnt.append(guest)
-        raise RuntimeError("for this test")
-
-    monkeypatch.setattr(EmbeddedHypervisor, "host_facts", fail)
-    async with running_fleet(folder) as fleet:
-        await until(lambda: len(learnt) == len(HOSTS), "both agents learn")
-        assert isinstance(await fleet.ask("host-a", ListGuests()), GuestList)
 
 
 async def test_the_metrics_have_the_figures_of_a_move_that_ended(folder: Path) -> None:

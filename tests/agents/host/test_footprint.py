@@ -1,0 +1,68 @@
+"""An agent's process: what its threads allocate for each batch costs no page faults, and none of it stays."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+
+import pytest
+
+# In a process of its own: the settings are the process's.
+PROGRAM = """
+import json, resource, sys, threading
+from agents.host.footprint import before_imports, migration_ended
+if "with-settings" in sys.argv:
+    before_imports()
+import zstandard
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def resident_bytes():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+batch = bytes(range(256)) * 2048
+packed = zstandard.ZstdCompressor(level=1).compress(batch)
+seen = {}
+
+def work():
+    decompressor = zstandard.ZstdDecompressor()
+    for _ in range(8):
+        decompressor.decompress(packed)
+    before = faults()
+    for _ in range(100):
+        decompressor.decompress(packed)
+    seen["faults"] = faults() - before
+    before = resident_bytes()
+    # As a migration's window: buffers of one record each.
+    records = [bytearray(600_000) for _ in range(40)]
+    seen["held_bytes"] = resident_bytes() - before
+    records.clear()
+    migration_ended()
+    seen["left_bytes"] = resident_bytes() - before
+
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+print(json.dumps(seen))
+"""
+
+
+def seen(*words: str) -> dict[str, int]:
+    said = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *words], check=True, capture_output=True, timeout=60
+    )
+    figures: dict[str, int] = json.loads(said.stdout)
+    return figures
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt(3) is glibc's")
+def test_batches_cost_no_page_faults_and_a_migrations_buffers_go_back_to_the_kernel() -> None:
+    figures = seen("with-settings")
+
+    # 128 pages a batch, 100 batches: each of them would be a fault.
+    assert figures["faults"] < 1000
+    assert figures["held_bytes"] > 20_000_000
+    assert figures["left_bytes"] < 4_000_000

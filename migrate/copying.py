@@ -21,13 +21,14 @@ from memory.digest import GROUP_PAGES, RamDigest, total_of
 from memory.history import PageHistory
 from memory.layout import PAGE_BYTES
 from memory.runs import Runs, clip, clip_pages, empty_runs, pages_in, subtract, union
+from migrate.batching import SMALL_BATCH_PAGES, BatchSize
 from migrate.compression import CompressionChooser, DeltaChooser
 from migrate.devicestate import FAST_LINK_BYTES_PER_S
 from migrate.dirtylog import DirtyLog
 from migrate.errors import MigrationFailed
 from migrate.lastround import LastRound
 from migrate.messages import MAX_COMPARED_GROUPS
-from migrate.pagewire import BATCH_PAGES, PageProducer, Pool
+from migrate.pagewire import PageProducer, Pool
 from migrate.phases import Phase
 from migrate.plan import (
     ASSUMED_GOODPUT_BYTES_PER_S,
@@ -75,6 +76,7 @@ class Copier:
         self._history = history = PageHistory(min(delta_cache_bytes, guest.ram.total_pages * PAGE_BYTES))
         self._deltas = DeltaChooser()
         self._encoders = Pool(lambda: BatchEncoder(digest, history=history))
+        self._batch_size = BatchSize(lambda: sender.acked_payload_bytes)
         self._dirty = DirtyBitmap(guest.ram.total_pages)
         self._counts = PageCounts()
         self._producer: PageProducer | None = None
@@ -219,7 +221,8 @@ class Copier:
         self._chooser.began(self._clock())
         # As much as is dirty already and as much again, and the state beside it: for a handful of pages one connection
         # is woken, whose thread does it all sooner than two that are in each other's way.
-        await self.sender.send_all(last, payloads=1 + 2 * self._dirty.count // BATCH_PAGES, on_given=on_given)
+        payloads = 1 + 2 * self._dirty.count // SMALL_BATCH_PAGES
+        await self.sender.send_all(last, payloads=payloads, on_given=on_given)
         self._chooser.ended(self._clock())
         if self._producer is not None:
             self._counts += self._producer.counts
@@ -318,6 +321,7 @@ class Copier:
                 deltas=self._deltas,
                 history=self._history,
                 encoders=self._encoders,
+                batch_size=self._batch_size,
                 clock=self._clock,
             )
             if not self._rounds:

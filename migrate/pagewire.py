@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
-from typing import Final, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -20,16 +20,13 @@ from memory.digest import RamDigest
 from memory.history import PageHistory
 from memory.layout import PAGE_BYTES
 from memory.runs import Runs, intersect, pages_in, subtract, union
+from migrate.batching import SMALL_BATCH_PAGES, BatchSize
 from migrate.compression import CompressionChooser, DeltaChooser
 from migrate.devicestate import STATE_MARK, StagedState
 from migrate.ports import GuestRam
 from migrate.stats import PageCounts
 
-__all__ = ["BATCH_PAGES", "PageConsumer", "PageProducer", "Pool"]
-
-# 512 KiB of pages a batch: 1 MiB costs 6 % less CPU, and twice the memory per connection (an agent owes 8 MiB to each
-# running migration); and a slow link that breaks again and again brings a smaller record over before it does.
-BATCH_PAGES: Final = 128
+__all__ = ["PageConsumer", "PageProducer", "Pool"]
 
 
 _T = TypeVar("_T")
@@ -68,16 +65,18 @@ class PageProducer:
         deltas: DeltaChooser,
         history: PageHistory,
         encoders: Pool[BatchEncoder],
+        batch_size: BatchSize,
         clock: Callable[[], float],
     ) -> None:
         self._ram = ram
         cold, hot, based = history.split(runs)
         # Both are replaced together, under the lock.
-        self._whole = RunCursor(cold, BATCH_PAGES), RunCursor(hot, BATCH_PAGES)
-        self._based = RunCursor(based, BATCH_PAGES)
+        self._whole = RunCursor(cold), RunCursor(hot)
+        self._based = RunCursor(based)
         self._chooser = chooser
         self._deltas = deltas
         self._encoders = encoders
+        self._batch_size = batch_size
         self._clock = clock
         self._lock = threading.Lock()
         self._counts = PageCounts()
@@ -98,7 +97,9 @@ class PageProducer:
     def payloads(self) -> int:
         """How many payloads this round has left, at most."""
         with self._lock:
-            return sum(-(-cursor.remaining_pages // BATCH_PAGES) for cursor in (*self._whole, self._based))
+            return sum(
+                -(-cursor.remaining_pages // SMALL_BATCH_PAGES) for cursor in (*self._whole, self._based)
+            )
 
     def put_off(self, written: Runs) -> Runs:
         """Send these pages after all others; give those of them that were not taken yet, and will be as they are then.
@@ -108,10 +109,7 @@ class PageProducer:
         with self._lock:
             cold, hot = (cursor.take_rest() for cursor in self._whole)
             late = intersect(cold, written)
-            self._whole = (
-                RunCursor(subtract(cold, late), BATCH_PAGES),
-                RunCursor(union(hot, late), BATCH_PAGES),
-            )
+            self._whole = RunCursor(subtract(cold, late)), RunCursor(union(hot, late))
         return union(late, intersect(hot, written))
 
     def __call__(self, out: memoryview) -> int:
@@ -138,10 +136,11 @@ class PageProducer:
     def _take(self) -> tuple[Runs, bool]:
         """Take the next pages, and whether they have a base; none when all are taken."""
         with self._lock:
+            pages = self._batch_size.pages(self._clock())
             for cursor in self._whole:
-                if len(runs := cursor.take()):
+                if len(runs := cursor.take(pages)):
                     return runs, False
-        return self._based.take(), True
+        return self._based.take(pages), True
 
     def _learn(self, stats: BatchStats) -> None:
         counts = PageCounts(

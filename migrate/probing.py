@@ -34,6 +34,7 @@ from memory.runs import (
     subtract,
     union,
 )
+from migrate.batching import SMALL_BATCH_PAGES
 from migrate.compression import ZSTD_LEVEL
 from migrate.errors import MigrationFailed
 from migrate.forecast import (
@@ -44,7 +45,6 @@ from migrate.forecast import (
     GuestLoad,
     WriteWindow,
 )
-from migrate.pagewire import BATCH_PAGES
 from migrate.ports import DirtyTracker, GuestRam, RunningGuest
 
 __all__ = ["probe", "sample_content", "watch_writes"]
@@ -123,14 +123,14 @@ class _Rewrites:
 
     def __init__(self, ram: GuestRam) -> None:
         self._ram = ram
-        self._history = PageHistory(BATCH_PAGES * PAGE_BYTES)
+        self._history = PageHistory(SMALL_BATCH_PAGES * PAGE_BYTES)
         self._encoder = BatchEncoder(None, history=self._history)
         self._copied = self._rewritten = empty_runs()
 
     def see(self, written: Runs) -> None:
         """Note what was written again, and copy pages until a batch of them is there."""
         self._rewritten = union(self._rewritten, intersect(self._copied, written))
-        new = clip_pages(subtract(written, self._copied), BATCH_PAGES - pages_in(self._copied))
+        new = clip_pages(subtract(written, self._copied), SMALL_BATCH_PAGES - pages_in(self._copied))
         if len(new):
             self._history.keep(new)
             self._encoder.load(self._ram, new)
@@ -149,17 +149,17 @@ class _Rewrites:
 def sample_content(ram: GuestRam, populated: Runs, *, seed: int = _SEED) -> ContentSample:
     """Look at some stretches of the pages that may differ from zero, as the codec would send them. Blocks."""
     total = pages_in(populated)
-    wanted = min(total, SAMPLE_BATCHES * BATCH_PAGES)
+    wanted = min(total, SAMPLE_BATCHES * SMALL_BATCH_PAGES)
     if wanted == 0:
         return ContentSample(pages=0, zero_pages=0, duplicate_pages=0, zstd_bytes=0)
     gfns = _chosen(populated, total, wanted, seed)
     encoder = BatchEncoder(None)
     out = memoryview(bytearray(MAX_PAYLOAD_BYTES))
-    page = memoryview(bytearray(BATCH_PAGES * PAGE_BYTES))
+    page = memoryview(bytearray(SMALL_BATCH_PAGES * PAGE_BYTES))
     zero_pages = data_bytes = duplicates = 0
     known: set[int] = set()
-    for first in range(0, len(gfns), BATCH_PAGES):
-        runs = runs_of_gfns(gfns[first : first + BATCH_PAGES])
+    for first in range(0, len(gfns), SMALL_BATCH_PAGES):
+        runs = runs_of_gfns(gfns[first : first + SMALL_BATCH_PAGES])
         encoder.load(ram, runs)
         stats = encoder.write(out, level=ZSTD_LEVEL)
         encoder.clear()

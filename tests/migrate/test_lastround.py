@@ -11,6 +11,7 @@ from memory.codec import MAX_PAYLOAD_BYTES, BatchDecoder, BatchEncoder
 from memory.history import PageHistory
 from memory.layout import PAGE_BYTES
 from memory.runs import Runs, empty_runs, whole
+from migrate.batching import BatchSize
 from migrate.compression import Compression, CompressionChooser, DeltaChooser
 from migrate.devicestate import STATE_MARK, StagedState
 from migrate.lastround import LastRound
@@ -35,6 +36,7 @@ def pages_of(ram: ArrayRam, *, runs: Runs | None = None) -> PageProducer:
         deltas=DeltaChooser(),
         history=PageHistory(0),
         encoders=Pool(lambda: BatchEncoder(None)),
+        batch_size=BatchSize(int),
         clock=time.monotonic,
     )
 

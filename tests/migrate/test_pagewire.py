@@ -16,9 +16,10 @@ from memory.digest import RamDigest
 from memory.history import PageHistory
 from memory.layout import PAGE_BYTES
 from memory.runs import Runs, expand, pages_in, whole
+from migrate.batching import LARGE_BATCH_PAGES, LOOK_EVERY_S, SMALL_BATCH_PAGES, BatchSize
 from migrate.compression import Compression, CompressionChooser, DeltaChooser
 from migrate.devicestate import StagedState
-from migrate.pagewire import BATCH_PAGES, PageConsumer, PageProducer, Pool
+from migrate.pagewire import PageConsumer, PageProducer, Pool
 from migrate.stats import PageCounts
 from tests.memory.strategies import run
 from tests.migrate.world import PAGES, ArrayRam
@@ -36,6 +37,7 @@ class Pair:
         self.digests = RamDigest(PAGES, KEY), RamDigest(PAGES, KEY)
         self._encoders = Pool(lambda: BatchEncoder(self.digests[0], history=self.history))
         self._chooser, self._deltas = CompressionChooser(compression, int), DeltaChooser()
+        self.batch_size = BatchSize(int)
         self.consumer = PageConsumer(ram=self.destination, digest=self.digests[1], state=StagedState())
 
     def write(self, gfns: range | list[int], salt: int, octets: int = 8) -> None:
@@ -52,6 +54,7 @@ class Pair:
             deltas=self._deltas,
             history=self.history,
             encoders=self._encoders,
+            batch_size=self.batch_size,
             clock=time.monotonic,
         )
 
@@ -145,7 +148,7 @@ def test_pages_that_are_put_off_come_last_as_they_are_then_and_once() -> None:
     written = run((0, 4), (300, 4))
     # 0 to 3 have gone already.
     assert producer.put_off(written).tolist() == [[300, 4]]
-    assert producer.remaining_pages == PAGES - BATCH_PAGES
+    assert producer.remaining_pages == PAGES - SMALL_BATCH_PAGES
     pair.take(producer, 3)
     assert not pair.destination.pages[300:304].any()
     pair.write(range(300, 304), 2)
@@ -183,3 +186,16 @@ def test_threads_that_take_while_pages_are_put_off_send_each_once(threads: int) 
         assert producer.counts.pages == PAGES
         assert len(set(expand(late).tolist())) == pages_in(late)
         assert pair.is_equal()
+
+
+def test_a_fast_link_takes_twice_as_many_pages_at_once() -> None:
+    pair = Pair()
+    acked = iter(range(0, 1 << 62, 1 << 40))
+    pair.batch_size = BatchSize(lambda: next(acked))
+    pair.batch_size.pages(time.monotonic() - LOOK_EVERY_S)
+    pair.write(range(PAGES), 1, PAGE_BYTES)
+    producer = pair.begin()
+    pair.take(producer, 1)
+    assert producer.counts.pages == LARGE_BATCH_PAGES
+    pair.take(producer)
+    assert pair.is_equal()

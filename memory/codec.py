@@ -164,14 +164,15 @@ class BatchEncoder:
         self._zero_rows = self._zero_pages = 0
         self._data_runs, self._data, self._delta = _NO_RUNS, memoryview(b""), memoryview(b"")
 
-    def load(self, ram: GatheredRam, runs: Runs, *, as_delta: bool = False) -> bool:
+    def load(self, ram: GatheredRam, runs: Runs, *, is_kept: bool = True, as_delta: bool = False) -> bool:
         """Take the pages of `runs`, at most MAX_BATCH_PAGES and at least one; say whether to `write` now.
 
         The pages are copied from `ram` once; zero pages are found, the digest is updated and data is compressed on that
         copy. Pages that are all zero need no payload of their own: they are kept for the next one, so that a stretch
         of zeros costs a row and not a record for each MiB.
 
-        `as_delta`: the history has a base of each of these pages, and the next `write` may send the difference.
+        `is_kept`: the history may have room for copies of these pages. `as_delta`: it has a base of each, and the
+        next `write` may send the difference.
         """
         pages = pages_in(runs)
         if not 1 <= pages <= MAX_BATCH_PAGES:
@@ -180,11 +181,13 @@ class BatchEncoder:
             raise ValueError("a batch is loaded already: write it first")
         ram.gather(runs, self._gathered.data.cast("B"))
         words = self._gathered[:pages]
-        delta = self._remember(runs, words, as_delta)
+        delta = self._remember(runs, words, as_delta) if is_kept else None
         # On a batch in cache 43 GiB/s, where any(axis=1) makes 18 (2 vCPUs).
         is_data = np.bitwise_or.reduce(words, axis=1) != 0
         if is_data.all():
-            zero_runs, data_runs = runs[:0], runs
+            zero_runs, data_runs = _NO_RUNS, runs
+        elif not is_data.any():
+            zero_runs, data_runs, words, delta = runs, _NO_RUNS, words[:0], None
         else:
             gfns = expand(runs)
             zero_runs, data_runs = runs_of_gfns(gfns[~is_data]), runs_of_gfns(gfns[is_data])
@@ -195,10 +198,11 @@ class BatchEncoder:
         self._data = _octets(words)
         self._delta = memoryview(b"") if delta is None else _octets(delta)
         self._data_runs = data_runs
-        if self._digest is not None:
-            self._digest.update_zeros(zero_runs)
+        if self._digest is not None and len(data_runs):
             self._digest.update(data_runs, self._data)
         if len(zero_runs):
+            if self._digest is not None:
+                self._digest.update_zeros(zero_runs)
             self._zero_runs.append(zero_runs)
             self._zero_rows += len(zero_runs)
             self._zero_pages += pages_in(zero_runs)

@@ -119,11 +119,11 @@ class PageProducer:
         try:
             is_ready = as_delta = False
             while not is_ready:
-                runs, has_base = self._take()
+                runs, is_kept, has_base = self._take()
                 if not len(runs):
                     break
                 as_delta = has_base and self._deltas.tries()
-                is_ready = encoder.load(self._ram, runs, as_delta=as_delta)
+                is_ready = encoder.load(self._ram, runs, is_kept=is_kept, as_delta=as_delta)
             stats = encoder.write(out, level=self._chooser.level())
         finally:
             self._encoders.give_back(encoder)
@@ -133,14 +133,14 @@ class PageProducer:
                 self._deltas.tried(is_worth=stats.delta_pages > 0)
         return stats.payload_bytes
 
-    def _take(self) -> tuple[Runs, bool]:
-        """Take the next pages, and whether they have a base; none when all are taken."""
+    def _take(self) -> tuple[Runs, bool, bool]:
+        """Take the next pages, whether there is room for copies of them, and a base; none when all are taken."""
         with self._lock:
             pages = self._batch_size.pages(self._clock())
-            for cursor in self._whole:
+            for cursor, is_kept in zip(self._whole, (False, True), strict=True):
                 if len(runs := cursor.take(pages)):
-                    return runs, False
-        return self._based.take(pages), True
+                    return runs, is_kept, False
+        return self._based.take(pages), True, True
 
     def _learn(self, stats: BatchStats) -> None:
         counts = PageCounts(

@@ -33,7 +33,7 @@ from agents.host.channels import Channels
 from agents.host.control import ControlService
 from agents.host.credentials import Credentials
 from agents.host.data import DataListener
-from agents.host.footprint import settle
+from agents.host.footprint import give_memory_back, settle
 from agents.host.gate import Gate
 from agents.host.incoming import Incoming
 from agents.host.jobs import JobTable
@@ -71,6 +71,8 @@ _log = get_logger(__name__)
 DRAIN_S: Final = 60.0
 TICK_S: Final = 0.01
 IDLE_TICK_S: Final = 0.25
+# While nothing moves. Heaps in pieces take a millisecond each time.
+GIVE_BACK_EVERY_S: Final = 5.0
 # Connections to etcd that do not end in time are left to the process's end.
 CLOSE_S: Final = 2.0
 
@@ -299,8 +301,12 @@ class HostAgent:
 
     async def _tick(self) -> None:
         """Measure how late the event loop runs what is due; often only while something moves."""
+        gave_back_at_s = anyio.current_time()
         while True:
             pause_s = TICK_S if self._running() else IDLE_TICK_S
+            if pause_s == IDLE_TICK_S and anyio.current_time() - gave_back_at_s > GIVE_BACK_EVERY_S:
+                gave_back_at_s = anyio.current_time()
+                give_memory_back()
             due_s = anyio.current_time() + pause_s
             await anyio.sleep(pause_s)
             self._metrics.loop_was_late(max(anyio.current_time() - due_s, 0.0))

@@ -13,7 +13,7 @@ import os
 import sys
 from typing import Final
 
-__all__ = ["before_imports", "migration_ended", "settle"]
+__all__ = ["before_imports", "give_memory_back", "migration_ended", "settle"]
 
 # glibc's mallopt(3) parameters.
 _M_TRIM_THRESHOLD: Final = -1
@@ -33,8 +33,8 @@ def before_imports() -> None:
     """Set what numpy and the first big allocation look at; call before numpy is imported."""
     # numpy's BLAS would start a thread per core with buffers of its own, which nothing here uses: 16 MiB less.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    # One heap per thread that copies keeps what each once needed: 20 MiB less. What the heaps hold when a migration
-    # ends goes back to the kernel then (`migration_ended`).
+    # One heap per thread that copies keeps what each once needed: 20 MiB less. What the heaps hold goes back to the
+    # kernel when a migration has ended, and while none runs: requests take memory, too.
     with contextlib.suppress(OSError, AttributeError):  # another C library has no mallopt, and other habits
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_ARENA_MAX, 2)
@@ -57,5 +57,10 @@ def migration_ended() -> None:
     many migrations away. After `settle` one costs 2 ms.
     """
     gc.collect()
+    give_memory_back()
+
+
+def give_memory_back() -> None:
+    """Give the kernel what the heaps have free: 0.02 ms where there is none, 4 ms for 64 MiB."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

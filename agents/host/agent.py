@@ -303,10 +303,11 @@ class HostAgent:
         """Measure how late the event loop runs what is due; often only while something moves."""
         gave_back_at_s = anyio.current_time()
         while True:
-            pause_s = TICK_S if self._running() else IDLE_TICK_S
-            if pause_s == IDLE_TICK_S and anyio.current_time() - gave_back_at_s > GIVE_BACK_EVERY_S:
+            is_idle = not self._running()
+            if is_idle and anyio.current_time() - gave_back_at_s > GIVE_BACK_EVERY_S:
                 gave_back_at_s = anyio.current_time()
                 give_memory_back()
+            pause_s = IDLE_TICK_S if is_idle else TICK_S
             due_s = anyio.current_time() + pause_s
             await anyio.sleep(pause_s)
             self._metrics.loop_was_late(max(anyio.current_time() - due_s, 0.0))

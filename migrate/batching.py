@@ -1,6 +1,6 @@
 """How many pages travel in one payload: more of them where the link carries those in a moment.
 
-Law: pure; it is told bytes and times. A payload costs both hosts some 0.3 ms of CPU beside what its pages cost, so
+Law: pure; it is told bytes and times. A payload costs both hosts some 0.8 ms of CPU beside what its pages cost, so
 large ones save a tenth of it (240 MiB over 1 Gbit/s, 2 connections, 2 vCPUs: 2.34 CPU seconds with 256 pages, 2.56 with
 128). Small ones are for links that are slow: a link that breaks again and again brings a small record over before it
 does, and the last one of a round is not late.

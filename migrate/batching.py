@@ -8,6 +8,7 @@ does, and the last one of a round is not late.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -33,16 +34,16 @@ class BatchSize:
 
     def __init__(self, acked: Callable[[], int]) -> None:
         self._acked = acked
-        self._seen: tuple[int, float] | None = None
+        # What was acknowledged at the last look, and when that was.
+        self._seen_bytes, self._seen_s = 0, -math.inf
         self._pages = SMALL_BATCH_PAGES
 
     def pages(self, now_s: float) -> int:
         """Give how many pages the next batch has at most."""
-        if self._seen is None:
-            self._seen = self._acked(), now_s
-        acked, seen_s = self._seen
-        if (took_s := now_s - seen_s) >= LOOK_EVERY_S:
-            self._seen = self._acked(), now_s
-            is_fast = self._seen[0] - acked >= FAST_BYTES_PER_S * took_s
+        took_s = now_s - self._seen_s
+        if took_s >= LOOK_EVERY_S:
+            acked = self._acked()
+            is_fast = acked - self._seen_bytes >= FAST_BYTES_PER_S * took_s
             self._pages = LARGE_BATCH_PAGES if is_fast else SMALL_BATCH_PAGES
+            self._seen_bytes, self._seen_s = acked, now_s
         return self._pages

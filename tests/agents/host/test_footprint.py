@@ -11,10 +11,9 @@ import pytest
 
 # In a process of its own: the settings are the process's.
 PROGRAM = """
-import json, resource, sys, threading
+import json, resource, threading
 from agents.host.footprint import before_imports, migration_ended
-if "with-settings" in sys.argv:
-    before_imports()
+before_imports()
 import zstandard
 
 def faults():
@@ -50,17 +49,10 @@ print(json.dumps(seen))
 """
 
 
-def seen(*words: str) -> dict[str, int]:
-    said = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *words], check=True, capture_output=True, timeout=60
-    )
-    figures: dict[str, int] = json.loads(said.stdout)
-    return figures
-
-
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt(3) is glibc's")
 def test_batches_cost_no_page_faults_and_a_migrations_buffers_go_back_to_the_kernel() -> None:
-    figures = seen("with-settings")
+    said = subprocess.run([sys.executable, "-c", PROGRAM], check=True, capture_output=True, timeout=60)
+    figures: dict[str, int] = json.loads(said.stdout)
 
     # 128 pages a batch, 100 batches: each of them would be a fault.
     assert figures["faults"] < 1000

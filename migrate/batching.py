@@ -1,9 +1,9 @@
 """How many pages travel in one payload: more of them where the link carries those in a moment.
 
-Law: pure; it is told bytes and times. A payload costs both hosts some 0.8 ms of CPU beside what its pages cost, so
-large ones save a tenth of it (240 MiB over 1 Gbit/s, 2 connections, 2 vCPUs: 2.34 CPU seconds with 256 pages, 2.56 with
-128). Small ones are for links that are slow: a link that breaks again and again brings a small record over before it
-does, and the last one of a round is not late.
+Law: pure; it is told bytes and times. A payload costs both hosts some 0.7 ms of CPU beside what its pages cost, so
+large ones save a tenth of it (`python -m bench qemu --rows 1gbit_wr10`, 2 vCPUs: 2.48 CPU seconds at commit 38c1cf1,
+where all had 128 pages, and 2.30 at 53941d0). Small ones are for links that are slow: a link that breaks again and
+again brings a small record over before it does, and the last one of a round is not late.
 """
 
 from __future__ import annotations

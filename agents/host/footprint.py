@@ -20,8 +20,9 @@ _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 _M_ARENA_MAX: Final = -8
 # A thread that copies allocates each batch's compressed or decompressed pages, 1 MiB at most, and frees them. From the
-# kernel that is new memory each time, a page fault for each 4 KiB: 8 % of an agent's CPU at the source, 15 % at the
-# destination (1 Gbit/s, 2 vCPUs). So such a block stays in its heap, and so does twice as much at the heap's end.
+# kernel that is new memory each time, a page fault for each 4 KiB: a tenth of a move's CPU (`python -m bench qemu
+# --rows 1gbit_wr10`, 2 vCPUs: 2.84 s at commit d7b46a2, 2.48 at 38c1cf1). So such a block stays in its heap, and so
+# does twice as much at the heap's end.
 HEAP_BLOCK_BYTES: Final = 2 << 20
 HEAP_SPARE_BYTES: Final = 4 << 20
 # Threads that copy pages hold the interpreter for up to this long at a time: a fifth of CPython's default, so

@@ -14,7 +14,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-__all__ = ["ARM_BYTES", "Compression", "CompressionChooser", "DeltaChooser", "arm_bytes", "saves_bytes"]
+__all__ = [
+    "ARM_BYTES",
+    "DELTA_BYTES_PER_S",
+    "FIRST_STRETCH_BYTES",
+    "Compression",
+    "CompressionChooser",
+    "DeltaChooser",
+    "arm_bytes",
+    "saves_bytes",
+]
 
 ZSTD_LEVEL: Final = 1  # level 3 costs half the speed for 5 % of the bytes on guest RAM
 # Page bytes of one trial that the peer has acknowledged, 24 ms on a fast link; and on a slow one, where so many would
@@ -26,8 +35,13 @@ ARM_S: Final = 0.02
 # hosts CPU.
 HOPELESS: Final = 1.5
 # Bytes of pages that go the better way between two trials; doubled each time it proves to be the better one again.
+# Raw is believed for less at first: a stall of 0.1 s while zstd is tried makes raw look better on a link that it fills.
 FIRST_STRETCH_BYTES: Final = 512 << 20
+FIRST_RAW_STRETCH_BYTES: Final = 128 << 20
 LONGEST_STRETCH_BYTES: Final = 16 << 30
+# What two hosts do with deltas of pages that were written sparsely, at the least; where pages move faster without,
+# deltas slow them down. 64 MiB take a round of 70 to 150 ms as deltas and one of 60 raw (2 vCPUs, loopback).
+DELTA_BYTES_PER_S: Final = 400e6
 # The choice changes only for a clear gain: the rates are noisy.
 CLEAR_GAIN: Final = 1.1
 # Batches that go without a delta after one was tried for nothing, doubled each time: a guest that writes whole pages
@@ -50,9 +64,15 @@ class Compression(StrEnum):
     ZSTD = "zstd"
 
 
-def saves_bytes(compression: Compression, is_zstd_better: bool) -> bool:
-    """Judge whether CPU is spent on fewer bytes: where that is configured, or where it proves to be the better way."""
-    return is_zstd_better if compression is Compression.AUTO else compression is Compression.ZSTD
+def saves_bytes(compression: Compression, is_zstd_better: bool, bytes_per_s: float) -> bool:
+    """Judge whether pages are worth a delta, where the better way moves so many bytes of them a second.
+
+    Raw may be the better way of two where a delta is better than both: on hosts that compress no faster than the link
+    carries a delta takes a quarter of zstd's CPU and a hundredth of the bytes.
+    """
+    if compression is Compression.AUTO:
+        return is_zstd_better or bytes_per_s < DELTA_BYTES_PER_S
+    return compression is Compression.ZSTD
 
 
 @dataclass(slots=True, kw_only=True)
@@ -89,8 +109,8 @@ class CompressionChooser:
         self._given = 0
         self._arm = _Arm(given=0)
         self._seen_s: float | None = None
-        self._stretch_bytes = FIRST_STRETCH_BYTES
-        self._left_bytes = 0.0
+        self._stretch_bytes = 0
+        self._left_bytes = 0
 
     def level(self) -> int | None:
         """Give the zstd level for the next batch, or None for raw."""
@@ -98,12 +118,10 @@ class CompressionChooser:
 
     @property
     def saves_bytes(self) -> bool:
-        """Whether CPU is worth spending on fewer bytes: compression is the better way, or nobody knows yet.
-
-        Where it is not, pages are no faster as deltas either: 64 MiB that were written sparsely take a round of 60 ms
-        raw and 70 to 150 as deltas (2 vCPUs, loopback).
-        """
-        return saves_bytes(self._compression, self._better_is_zstd or len(self._rates) < 2)
+        """Whether pages are worth a delta, as `saves_bytes` judges; they are as long as nobody knows."""
+        is_unknown = len(self._rates) < 2
+        bytes_per_s = self._rates.get(self._better_is_zstd, 0.0)
+        return saves_bytes(self._compression, is_unknown or self._better_is_zstd, bytes_per_s)
 
     def began(self, now_s: float) -> None:
         """A round begins: time counts from here."""
@@ -137,7 +155,7 @@ class CompressionChooser:
                 return
             bytes_per_s, other = moved / arm.took_s, self._rates.get(not self._is_zstd, 0.0)
             if moved >= arm_bytes(bytes_per_s, other):
-                self._end_arm(moved, bytes_per_s)
+                self._end_arm(bytes_per_s)
                 self._arm = _Arm(given=self._given)
 
     def passed(self, payload_bytes: int) -> None:
@@ -151,10 +169,10 @@ class CompressionChooser:
             self._arm.took_s += now_s - self._seen_s
             self._seen_s = now_s
 
-    def _end_arm(self, moved_bytes: float, bytes_per_s: float) -> None:
+    def _end_arm(self, bytes_per_s: float) -> None:
         """Keep the arm's rate, and decide how the next one goes."""
         self._rates[self._is_zstd] = bytes_per_s
-        self._left_bytes -= moved_bytes
+        self._left_bytes -= self._arm.page_bytes
         if len(self._rates) < 2:
             self._is_zstd = not self._is_zstd
         elif self._is_zstd is not self._better_is_zstd:
@@ -167,9 +185,9 @@ class CompressionChooser:
         better, other = self._rates[self._better_is_zstd], self._rates[not self._better_is_zstd]
         if other > better * CLEAR_GAIN:
             self._better_is_zstd = not self._better_is_zstd
-            self._stretch_bytes = FIRST_STRETCH_BYTES
-        else:
-            self._stretch_bytes = min(self._stretch_bytes * 2, LONGEST_STRETCH_BYTES)
+            self._stretch_bytes = 0
+        first_bytes = FIRST_STRETCH_BYTES if self._better_is_zstd else FIRST_RAW_STRETCH_BYTES
+        self._stretch_bytes = min(max(2 * self._stretch_bytes, first_bytes), LONGEST_STRETCH_BYTES)
         self._left_bytes = self._stretch_bytes
         self._is_zstd = self._better_is_zstd
 

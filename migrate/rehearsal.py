@@ -141,13 +141,15 @@ class _Sending:
         self._raw_bytes_per_s = min(RAW_BYTES_PER_S * host, path)
         self._zstd_bytes_per_s = min(ZSTD_BYTES_PER_S * host, path / max(self._zstd_share, 1e-3))
         self._zero_bytes_per_s = ZERO_BYTES_PER_S * host
-        self._is_zstd_better = min(
-            self._zstd_bytes_per_s, link / max(self._zstd_share, 1e-3)
-        ) > CLEAR_GAIN * min(self._raw_bytes_per_s, link)
+        raw_per_s = min(self._raw_bytes_per_s, link)
+        zstd_per_s = min(self._zstd_bytes_per_s, link / max(self._zstd_share, 1e-3))
+        self._is_zstd_better = zstd_per_s > CLEAR_GAIN * raw_per_s
         self._delta_share = min(max(given.delta_share, 0.0), 1.0)
         self._delta_bytes_per_s = min(DELTA_BYTES_PER_S * host, path / max(self._delta_share, 1e-3))
         is_small = self._delta_share * MIN_DELTA_GAIN <= 1
-        self._has_deltas = is_small and saves_bytes(compression, self._is_zstd_better)
+        self._has_deltas = is_small and saves_bytes(
+            compression, self._is_zstd_better, zstd_per_s if self._is_zstd_better else raw_per_s
+        )
         self._cap_bytes_per_s = max(given.cap_bytes_per_s, 1.0)
         self._saved_bytes = float(MAX_RECORD_BYTES)
         self._compression = compression

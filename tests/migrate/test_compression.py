@@ -31,6 +31,8 @@ class Link:
         self.window = window
         self.now_s = 0.0
         self.given = 0
+        # The sender sleeps: before which batch of all, and how long.
+        self.stall: tuple[int, float] = (-1, 0.0)
         # (when it is acknowledged, how many bytes of payload)
         self.under_way: list[tuple[float, int]] = []
 
@@ -42,7 +44,8 @@ class Link:
         """Send a round of so many arms; give, for each batch, whether it went compressed."""
         sent = []
         self.chooser.began(self.now_s)
-        for _ in range(int(arms * ARM_BYTES // BATCH_BYTES)):
+        for number in range(int(arms * ARM_BYTES // BATCH_BYTES)):
+            self.now_s += self.stall[1] if number == self.stall[0] else 0.0
             while self.given - self.acked() >= self.window:
                 self.now_s = self.under_way[0][0]
             is_zstd = self.chooser.level() == ZSTD_LEVEL
@@ -74,7 +77,8 @@ def test_the_configuration_has_the_last_word(compression: Compression, all_zstd:
 def test_both_ways_are_tried_and_a_fast_link_goes_on_raw() -> None:
     sent = Link(*FAST).send(FIRST_STRETCH_ARMS)
     assert any(sent[: 4 * ARM])
-    assert not any(sent[4 * ARM :])
+    # What comes after are two more trials, of a few batches.
+    assert sent[4 * ARM :].count(True) <= 12
 
 
 def test_a_slow_link_goes_on_compressed() -> None:
@@ -92,18 +96,19 @@ def test_bytes_that_only_filled_the_window_are_no_speed(window: int, round_arms:
     link = Link(118e6, 0.4e9, window=window)
     for _ in range(int(24 / round_arms) + 1):
         sent = link.send(round_arms)
-    assert all(sent)
+    # All but a later trial, which fills the window with raw pages.
+    assert sent.count(True) >= 0.7 * len(sent)
 
 
 def test_no_clear_gain_is_no_reason_to_compress() -> None:
     sent = Link(100e6, 1e9, ratio=1.05).send(FIRST_STRETCH_ARMS)
-    assert not any(sent[4 * ARM :])
+    assert sent[4 * ARM :].count(True) <= 20
 
 
 def test_trials_become_rarer_while_they_bring_nothing() -> None:
     sent = Link(*FAST).send(1000)
     trials = [at for at in range(1, len(sent)) if sent[at] and not sent[at - 1]]
-    assert 3 <= len(trials) <= 6
+    assert 3 <= len(trials) <= 8
     stretches = [after - before for before, after in itertools.pairwise(trials)]
     assert all(after >= 1.8 * before for before, after in itertools.pairwise(stretches))
 
@@ -120,6 +125,39 @@ def test_a_link_that_became_slow_is_noticed_at_the_next_trial() -> None:
     link.wire_per_s, link.zstd_per_s = SLOW
     sent = link.send(200)
     assert sent[-50 * ARM :].count(True) >= 48 * ARM
+
+
+def test_a_stall_in_the_first_trial_is_not_believed_for_long() -> None:
+    """1 Gbit/s, and the sender sleeps while zstd is tried: a guest of 256 MiB would go raw as a whole."""
+    fooled = 0
+    for batch in range(32):
+        link = Link(118e6, 1e9)
+        link.stall = (batch, 0.1)
+        sent = link.send(16)
+        fooled += not all(sent[32:64])
+        assert all(sent[-64:]), batch
+    assert fooled, "no stall made it choose raw: this shows nothing"
+
+
+@pytest.mark.parametrize(
+    ("link", "are_worth_it"),
+    [
+        # Hosts that compress no faster than 1 Gbit/s carries: raw is the better way, deltas are better than both.
+        (Link(118e6, 0.09e9), True),
+        (Link(*SLOW), True),
+        (Link(*FAST), False),
+    ],
+)
+def test_deltas_are_worth_it_where_pages_move_slowly(link: Link, are_worth_it: bool) -> None:
+    assert link.chooser.saves_bytes
+    is_zstd = link.send(4)[-1]
+    assert link.chooser.saves_bytes is are_worth_it
+    assert is_zstd is (link.wire_per_s == SLOW[0])
+
+
+@pytest.mark.parametrize(("compression", "saves"), [(Compression.OFF, False), (Compression.ZSTD, True)])
+def test_the_configuration_has_the_last_word_of_deltas_too(compression: Compression, saves: bool) -> None:
+    assert CompressionChooser(compression, lambda: 0).saves_bytes is saves
 
 
 def test_time_between_rounds_does_not_count() -> None:

@@ -8,9 +8,11 @@ checked against limits first.
 
 from __future__ import annotations
 
+import select
 import socket
 import threading
 from collections.abc import Callable
+from typing import Final
 
 import anyio
 import anyio.to_thread
@@ -25,6 +27,11 @@ from transport.sockets import prepare_socket, run_interruptibly, shut_down
 __all__ = ["Consumer", "ReceiveBundle"]
 
 Consumer = Callable[[memoryview], None]
+
+# A thread that waits for a record is woken when so many bytes of it are there, not by every segment: at 1 Gbit/s 690
+# times for 157 MB instead of 70,000, and a receiver takes 0.2 s of CPU instead of 0.5 (2 vCPUs; no segments are joined
+# there). No more, for what waits in the kernel closes the window of a long link.
+_WAKE_BYTES: Final = 256 << 10
 
 
 class ReceiveBundle:
@@ -164,10 +171,11 @@ class ReceiveBundle:
         header_buffer = memoryview(bytearray(HEADER_BYTES))
         sealed_buffer = memoryview(bytearray(self._max_payload_bytes + TAG_BYTES))
         payload_buffer = memoryview(bytearray(self._max_payload_bytes))
-        while _receive(sock, header_buffer, may_end=True):
+        inlet = _Inlet(sock)
+        while inlet.fill(header_buffer, may_end=True):
             header = parse_header(header_buffer, expect=Kind.DATA, max_payload_bytes=self._max_payload_bytes)
             sealed = sealed_buffer[: header.payload_bytes + TAG_BYTES]
-            _receive(sock, sealed, may_end=False)
+            inlet.fill(sealed, may_end=False)
             payload = payload_buffer[: header.payload_bytes]
             self._opener.open_into(header.seq, header_buffer, sealed, payload)
             if not self._apply_once(header.seq, payload, HEADER_BYTES + len(sealed)):
@@ -217,14 +225,35 @@ class ReceiveBundle:
         sock.sendall(record)
 
 
-def _receive(sock: socket.socket, out: memoryview, *, may_end: bool) -> bool:
-    """Fill `out` from the socket. False: the peer hung up before the first byte, where it may."""
-    filled = 0
-    while filled < len(out):
-        got = sock.recv_into(out[filled:], 0, socket.MSG_WAITALL)
-        if got == 0:
-            if filled == 0 and may_end:
-                return False
-            raise PeerGone("a data connection ended in the middle of a record")
-        filled += got
-    return True
+class _Inlet:
+    """The bytes of one connection, waited for in large pieces.
+
+    By poll alone: a `recv` that waits takes the bytes that are there, and is then woken by as many as it was to wait
+    for at first, of which the missing ones are fewer.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+
+    def fill(self, out: memoryview, *, may_end: bool) -> bool:
+        """Fill `out`. False: the peer hung up before the first byte, where it may."""
+        filled = 0
+        while True:
+            try:
+                got = self._sock.recv_into(out[filled:], 0, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                pass
+            else:
+                filled += got
+                if filled == len(out):
+                    return True
+                if got == 0:
+                    if filled == 0 and may_end:
+                        return False
+                    raise PeerGone("a data connection ended in the middle of a record")
+            # Never more than is missing: what comes after it may never come.
+            wake_bytes = min(len(out) - filled, _WAKE_BYTES)
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, wake_bytes)
+            self._poll.poll()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import resource
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -322,3 +323,56 @@ async def test_a_connection_more_than_are_served_is_closed_and_waits_for_no_plac
             assert await anyio.to_thread.run_sync(acked, first) == 0
             first.shutdown(socket.SHUT_RDWR)
         await both.aclose()
+
+
+@contextmanager
+def over_tcp(to: ReceiveBundle) -> Iterator[tuple[socket.socket, list[int]]]:
+    """Serve one TCP connection; the list gets how often its thread had waited when it ended."""
+    waits: list[int] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        sock = socket.create_connection(listener.getsockname())
+        theirs, _ = listener.accept()
+
+    def serve() -> None:
+        to.serve(theirs)
+        waits.append(resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        yield sock, waits
+        sock.shutdown(socket.SHUT_WR)
+        thread.join(5)
+        assert not thread.is_alive()
+    finally:
+        to.close()
+        thread.join()
+        sock.close()
+
+
+def test_a_thread_sleeps_through_the_segments_of_a_record() -> None:
+    big = ReceiveBundle(keys=KEYS, consumer=lambda payload: None)
+    sealed = record(0, bytes(900_000))
+    segments = [sealed[at : at + 4096] for at in range(0, len(sealed), 4096)]
+    with over_tcp(big) as (sock, waits):
+        for segment in segments:
+            sock.sendall(segment)
+            threading.Event().wait(0.0002)
+        assert acked(sock) == 0
+    assert big.records == 1
+    # Four for the bytes, one for the header, and some for locks.
+    assert waits[0] < len(segments) / 8
+
+
+@pytest.mark.parametrize("piece", [1, 7, HEADER_BYTES, HEADER_BYTES + 1, 999])
+def test_no_byte_of_a_record_is_waited_for_in_vain(piece: int) -> None:
+    """In pieces of any size, and with nothing after the last one: each record is acknowledged."""
+    receiver = bundle()
+    with over_tcp(receiver) as (sock, _):
+        for seq, size in enumerate((1, 500, PAYLOAD_BYTES)):
+            sealed = record(seq, bytes(size))
+            for at in range(0, len(sealed), piece):
+                sock.sendall(sealed[at : at + piece])
+            assert acked(sock) == seq
+    assert receiver.records == 3

@@ -21,8 +21,8 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable
-from typing import Any, Final, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Literal, cast
 
 import msgpack
 
@@ -274,6 +274,13 @@ def _is_text(value: str) -> bool:
         return False
 
 
+def _are_texts(values: Sequence[object]) -> bool:
+    """Judge whether all are text that may travel, without a look at each: many short ones are. False says nothing."""
+    if set(map(type, values)) - {str}:
+        return False
+    return _is_text("".join(cast(Sequence[str], values)))
+
+
 def _float_plan() -> _Plan:
     strict = _scalar(float, math.isfinite, "a finite float")
 
@@ -302,14 +309,21 @@ def _optional(inner: _Plan) -> _Plan:
 
 
 def _sequence(inner: _Plan) -> _Plan:
+    # The models of a hypervisor have 7000 names of features.
+    is_text = inner is _SCALARS[str]
+
     def pack(value: object, path: str) -> object:
         if type(value) is not tuple:
             raise LocalMisuse(f"{path} must be a tuple, not {value!r:.80}")
+        if is_text and _are_texts(value):
+            return list(value)
         return [inner.pack(each, path) for each in value]
 
     def unpack(value: object, path: str) -> object:
         if type(value) is not list:
             raise BadMessage(f"{path} is not a list")
+        if is_text and _are_texts(value):
+            return tuple(value)
         return tuple([inner.unpack(each, path) for each in value])
 
     return _Plan(pack=pack, unpack=unpack, depth=inner.depth + 1)

@@ -281,3 +281,32 @@ def test_a_message_with_one_byte_changed_raises_only_bad_message(at: int, value:
     data[at % len(data)] = value
     with contextlib.suppress(PeerMisbehaved):
         SCHEMA.decode(bytes(data))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Names:
+    names: tuple[str, ...]
+
+
+LONGEST = "x" * limits.MAX_TEXT_BYTES
+
+
+@pytest.mark.parametrize("names", [(), ("",), ("a", "ä", "\u20ac"), (LONGEST, LONGEST, "x")])
+def test_texts_travel_in_any_number(names: tuple[str, ...]) -> None:
+    schema = Schema(Names)
+    assert schema.decode(schema.encode(Names(names=names))) == Names(names=names)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [5, b"x", None, Colour.RED, "\ud800", LONGEST + "x", ("x",)],
+    ids=lambda wrong: type(wrong).__name__,
+)
+def test_one_that_is_no_text_is_found_among_many(wrong: object) -> None:
+    schema = Schema(Names)
+    many = ("a", "b", wrong, "c")
+    with pytest.raises(LocalMisuse, match="names must be text"):
+        schema.encode(Names(names=many))  # type: ignore[arg-type]
+    if not isinstance(wrong, str):
+        with pytest.raises(BadMessage, match="names is not text"):
+            schema.decode(msgpack.packb(["names", {"names": many}]))

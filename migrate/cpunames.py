@@ -9,6 +9,7 @@ Source: QEMU target/i386/cpu.c (feature_word_info; the aliases of x86_cpu_initfn
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from types import MappingProxyType
 from typing import Final
@@ -34,10 +35,22 @@ _ALIASES: Final = MappingProxyType(
 )
 
 
+# No hypervisor has a longer one; a peer that names one is not remembered.
+_MAX_REMEMBERED: Final = 64
+
+
 def canonical(name: str) -> str:
     """Give the one spelling of a feature's name."""
+    return _remembered(name) if len(name) <= _MAX_REMEMBERED else _fold(name)
+
+
+def _fold(name: str) -> str:
     dashed = name.lower().replace("_", "-")
     return _ALIASES.get(dashed, dashed)
+
+
+# A preflight asks 9000 times for some 400 names: QEMU has 140 models with 60 features each.
+_remembered = functools.lru_cache(maxsize=4096)(_fold)
 
 
 def canonical_all(names: Iterable[str]) -> tuple[str, ...]:

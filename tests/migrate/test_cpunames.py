@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from migrate import cpunames
 from migrate.cpunames import canonical, canonical_all
 
 
@@ -27,3 +28,9 @@ def test_a_feature_has_one_spelling(name: str, spelling: str) -> None:
 
 def test_names_of_one_feature_are_one() -> None:
     assert canonical_all(["sse4-1", "sse4_1", "avx", "sse4.1"]) == ("avx", "sse4.1")
+
+
+def test_a_name_that_no_hypervisor_has_is_not_remembered() -> None:
+    before = cpunames._remembered.cache_info().currsize
+    assert canonical("A_" * 1000) == "a-" * 1000
+    assert cpunames._remembered.cache_info().currsize == before

@@ -32,7 +32,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from memory.digest import RamDigest
+from memory.digest import RamDigest, page_views
 from memory.errors import CodecError
 from memory.history import PageHistory, Pages
 from memory.layout import PAGE_BYTES
@@ -147,6 +147,8 @@ class BatchEncoder:
         self._clock = clock
         self._gathered = np.empty((MAX_BATCH_PAGES, _WORDS), dtype=np.uint64)
         self._compacted = np.empty((MAX_BATCH_PAGES, _WORDS), dtype=np.uint64)
+        self._gathered_views = page_views(_octets(self._gathered))
+        self._compacted_views = page_views(_octets(self._compacted))
         self._bases: Pages | None = None
         self._compressor: tuple[int, zstandard.ZstdCompressor] | None = None
         self._zero_runs: list[Runs] = []
@@ -184,6 +186,7 @@ class BatchEncoder:
         delta = self._remember(runs, words, as_delta) if is_kept else None
         # On a batch in cache 43 GiB/s, where any(axis=1) makes 18 (2 vCPUs).
         is_data = np.bitwise_or.reduce(words, axis=1) != 0
+        views = self._gathered_views
         if is_data.all():
             zero_runs, data_runs = _NO_RUNS, runs
         elif not is_data.any():
@@ -194,12 +197,13 @@ class BatchEncoder:
             kept = np.flatnonzero(is_data)
             # mode="clip" writes straight to `out`; the default mode makes a copy first, to be able to fail.
             words = np.take(words, kept, axis=0, out=self._compacted[: len(kept)], mode="clip")
+            views = self._compacted_views
             delta = None if delta is None else delta[kept]
         self._data = _octets(words)
         self._delta = memoryview(b"") if delta is None else _octets(delta)
         self._data_runs = data_runs
         if self._digest is not None and len(data_runs):
-            self._digest.update(data_runs, self._data)
+            self._digest.update(data_runs, views[: len(words)])
         if len(zero_runs):
             if self._digest is not None:
                 self._digest.update_zeros(zero_runs)

@@ -14,12 +14,12 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from memory.codec import BatchDecoder, BatchEncoder, BatchStats, DecodedBatch
+from memory.codec import MAX_DATA_BYTES, BatchDecoder, BatchEncoder, BatchStats, DecodedBatch
 from memory.cursor import RunCursor
-from memory.digest import RamDigest
+from memory.digest import RamDigest, page_views
 from memory.history import PageHistory
 from memory.layout import PAGE_BYTES
-from memory.runs import Runs, intersect, pages_in, subtract, union
+from memory.runs import Runs, intersect, subtract, union
 from migrate.batching import SMALL_BATCH_PAGES, BatchSize
 from migrate.compression import CompressionChooser, DeltaChooser
 from migrate.devicestate import STATE_MARK, StagedState
@@ -173,7 +173,7 @@ class PageConsumer:
         self._digest = digest
         self._state = state
         self._decoders = Pool(lambda: BatchDecoder(ram.total_pages))
-        self._readback = Pool(lambda: memoryview(bytearray(0)))
+        self._readback = Pool(_Readback)
 
     def __call__(self, payload: memoryview) -> None:
         """Take one payload: a batch of pages, or a part of the device state.
@@ -199,10 +199,8 @@ class PageConsumer:
 
     def _write(self, batch: DecodedBatch) -> None:
         runs = batch.data_runs
-        buffer = self._readback.borrow()
-        needed = pages_in(runs) * PAGE_BYTES
-        if len(buffer) < needed:
-            buffer = memoryview(bytearray(needed))
+        readback = self._readback.borrow()
+        buffer = readback.buffer
         try:
             if batch.is_delta:
                 size = self._ram.gather(runs, buffer)
@@ -212,6 +210,14 @@ class PageConsumer:
             else:
                 self._ram.scatter(runs, batch.pages)
             size = self._ram.gather(runs, buffer)
-            self._digest.update(runs, buffer[:size])
+            self._digest.update(runs, readback.views[: size // PAGE_BYTES])
         finally:
-            self._readback.give_back(buffer)
+            self._readback.give_back(readback)
+
+
+class _Readback:
+    """A buffer for the pages of one batch, and a view of each."""
+
+    def __init__(self) -> None:
+        self.buffer = memoryview(bytearray(MAX_DATA_BYTES))
+        self.views = page_views(self.buffer)

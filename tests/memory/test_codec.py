@@ -22,7 +22,7 @@ from memory.codec import (
     DecodedBatch,
     PageKind,
 )
-from memory.digest import RamDigest
+from memory.digest import RamDigest, page_views
 from memory.errors import CodecError
 from memory.history import PageHistory
 from memory.layout import PAGE_BYTES
@@ -98,7 +98,7 @@ def test_the_digest_is_of_what_was_sent(fills: list[int], level: int | None) -> 
     stats = BatchEncoder(sent).encode_into(ram, run((0, len(fills))), out, level=level)
     batch = decode(out[: stats.payload_bytes])
     received.update_zeros(batch.zero_runs)
-    received.update(batch.data_runs, batch.pages)
+    received.update(batch.data_runs, page_views(batch.pages))
     assert sent.total() == received.total()
 
 
@@ -202,7 +202,7 @@ def test_pages_are_copied_from_a_running_guest_once() -> None:
     assert ram.gathers == 1
     assert bytes(batch.pages) == page(1)
     check = RamDigest(TOTAL, KEY)
-    check.update(run((0, 1)), memoryview(page(1)))
+    check.update(run((0, 1)), page_views(memoryview(page(1))))
     assert digest.total() == check.total()
 
 

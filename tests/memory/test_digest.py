@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memory.digest import DIGEST_BYTES, GROUP_PAGES, HASH_BYTES, MIN_KEY_BYTES, RamDigest, total_of
+from memory.digest import (
+    DIGEST_BYTES,
+    GROUP_PAGES,
+    HASH_BYTES,
+    MIN_KEY_BYTES,
+    RamDigest,
+    page_views,
+    total_of,
+)
 from memory.layout import PAGE_BYTES
 from memory.runs import expand
 from tests.fakes.ram import BytesRam
@@ -23,7 +31,7 @@ def test_page_by_page_gives_the_total_of_a_full_scan(writes: list[tuple[int, int
     for gfn, fill in writes:
         ram.write(gfn, page(fill))
         if fill:
-            digest.update(run((gfn, 1)), memoryview(page(fill)))
+            digest.update(run((gfn, 1)), page_views(memoryview(page(fill))))
         else:
             digest.update_zeros(run((gfn, 1)))
     assert digest.total() == total_of(ram, KEY)
@@ -32,7 +40,7 @@ def test_page_by_page_gives_the_total_of_a_full_scan(writes: list[tuple[int, int
 
 def test_a_new_digest_is_of_zeros_however_they_are_told() -> None:
     fresh, hashed = RamDigest(300, KEY), RamDigest(300, KEY)
-    hashed.update(run((0, 300)), memoryview(bytes(300 * PAGE_BYTES)))
+    hashed.update(run((0, 300)), page_views(memoryview(bytes(300 * PAGE_BYTES))))
     assert fresh.total() == hashed.total() == total_of(BytesRam(300), KEY)
 
 
@@ -40,9 +48,9 @@ def test_a_new_digest_is_of_zeros_however_they_are_told() -> None:
 def test_one_flipped_bit_changes_the_total(bit: int) -> None:
     octets = bytearray(page(128))
     digest, other = RamDigest(4, KEY), RamDigest(4, KEY)
-    digest.update(run((2, 1)), memoryview(octets))
+    digest.update(run((2, 1)), page_views(memoryview(octets)))
     octets[bit // 8] ^= 1 << bit % 8
-    other.update(run((2, 1)), memoryview(octets))
+    other.update(run((2, 1)), page_views(memoryview(octets)))
     assert digest.total() != other.total()
     assert digest.differing_pages(other.page_hashes).tolist() == [2]
 
@@ -50,16 +58,16 @@ def test_one_flipped_bit_changes_the_total(bit: int) -> None:
 def test_top_bits_do_not_cancel_out() -> None:
     octets = np.frombuffer(page(128), dtype=np.uint64).copy()
     digest, other = RamDigest(1, KEY), RamDigest(1, KEY)
-    digest.update(run((0, 1)), octets.data)
+    digest.update(run((0, 1)), page_views(octets.data))
     octets[3:5] ^= np.uint64(1 << 63)
-    other.update(run((0, 1)), octets.data)
+    other.update(run((0, 1)), page_views(octets.data))
     assert digest.total() != other.total()
 
 
 def test_pages_that_changed_places_change_the_total() -> None:
     digest, swapped = RamDigest(8, KEY), RamDigest(8, KEY)
-    digest.update(run((1, 1), (5, 1)), memoryview(page(1) + page(2)))
-    swapped.update(run((1, 1), (5, 1)), memoryview(page(2) + page(1)))
+    digest.update(run((1, 1), (5, 1)), page_views(memoryview(page(1) + page(2))))
+    swapped.update(run((1, 1), (5, 1)), page_views(memoryview(page(2) + page(1))))
     assert digest.total() != swapped.total()
     assert digest.differing_pages(swapped.page_hashes).tolist() == [1, 5]
 
@@ -71,7 +79,7 @@ def test_the_key_and_the_number_of_pages_are_part_of_the_total() -> None:
 
 def test_the_total_is_the_same_in_every_version() -> None:
     digest = RamDigest(3, KEY)
-    digest.update(run((1, 1)), memoryview(page(1)))
+    digest.update(run((1, 1)), page_views(memoryview(page(1))))
     assert digest.total().hex() == "10855ac4c966fe6957134710176a2d9e"
 
 
@@ -104,7 +112,7 @@ def test_comparing_by_groups_finds_the_pages_that_differ(
 @pytest.mark.parametrize("pages", [1, GROUP_PAGES - 1, GROUP_PAGES, GROUP_PAGES + 1])
 def test_the_last_group_may_be_smaller(pages: int) -> None:
     digest, other = RamDigest(pages, KEY), RamDigest(pages, KEY)
-    other.update(run((pages - 1, 1)), memoryview(page(1)))
+    other.update(run((pages - 1, 1)), page_views(memoryview(page(1))))
     last = digest.groups - 1
     assert digest.group_digests(last, 1) != other.group_digests(last, 1)
     assert len(digest.hashes_of_groups([last])) == (pages - last * GROUP_PAGES) * HASH_BYTES
@@ -122,8 +130,10 @@ def test_misuse_is_told() -> None:
     with pytest.raises(ValueError, match="at least 16 bytes"):
         RamDigest(1, KEY[1:])
     digest = RamDigest(2, KEY)
+    with pytest.raises(ValueError, match="no whole pages"):
+        page_views(memoryview(bytes(PAGE_BYTES - 1)))
     with pytest.raises(ValueError, match="not 1 pages"):
-        digest.update(run((0, 1)), memoryview(bytes(PAGE_BYTES - 1)))
+        digest.update(run((0, 1)), page_views(memoryview(bytes(2 * PAGE_BYTES))))
     with pytest.raises(ValueError, match="do not compare"):
         digest.differing_pages(RamDigest(3, KEY).page_hashes)
     with pytest.raises(ValueError, match="read-only"):

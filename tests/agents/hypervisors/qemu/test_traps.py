@@ -29,7 +29,7 @@ from agents.hypervisors.qemu.qmp import Qmp
 from agents.hypervisors.qemu.running import QemuRunningGuest
 from agents.hypervisors.qemu.spec import Accel, DiskSpec, Format, QemuSpec
 from agents.hypervisors.qemu.tracking import steal_uffd
-from memory.digest import RamDigest
+from memory.digest import RamDigest, page_views
 from memory.layout import PAGE_BYTES
 from memory.runs import Runs, expand, pages_in, runs_of_gfns, whole
 from tests.agents.hypervisors.qemu.conftest import PLAIN, QEMU, needs_qemu
@@ -227,7 +227,7 @@ async def test_pages_that_a_guest_gives_back_are_in_no_harvest_and_are_found_at_
 def _digest_all(digest: RamDigest, copy: Copy) -> None:
     has_data = np.flatnonzero(copy.pages.any(axis=1))
     for gfns in np.array_split(has_data, max(len(has_data) // 256, 1)):
-        digest.update(runs_of_gfns(gfns), np.ascontiguousarray(copy.pages[gfns]).reshape(-1).data)
+        digest.update(runs_of_gfns(gfns), page_views(np.ascontiguousarray(copy.pages[gfns]).reshape(-1).data))
 
 
 async def test_holes_of_a_guest_stay_holes_when_its_ram_is_read(folder: Path) -> None:

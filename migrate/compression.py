@@ -42,6 +42,8 @@ LONGEST_STRETCH_BYTES: Final = 16 << 30
 # What two hosts do with deltas of pages that were written sparsely, at the least; where pages move faster without,
 # deltas slow them down. 64 MiB take a round of 70 to 150 ms as deltas and one of 60 raw (2 vCPUs, loopback).
 DELTA_BYTES_PER_S: Final = 400e6
+# How much of what the better way moves a second is the last arm's: one may take three times as long as the next.
+RATE_SMOOTHING: Final = 0.3
 # The choice changes only for a clear gain: the rates are noisy.
 CLEAR_GAIN: Final = 1.1
 # Batches that go without a delta after one was tried for nothing, doubled each time: a guest that writes whole pages
@@ -106,6 +108,7 @@ class CompressionChooser:
         self._is_zstd = compression is Compression.ZSTD
         self._better_is_zstd = False
         self._rates: dict[bool, float] = {}
+        self._better_bytes_per_s = 0.0
         self._given = 0
         self._arm = _Arm(given=0)
         self._seen_s: float | None = None
@@ -119,9 +122,8 @@ class CompressionChooser:
     @property
     def saves_bytes(self) -> bool:
         """Whether pages are worth a delta, as `saves_bytes` judges; they are as long as nobody knows."""
-        is_unknown = len(self._rates) < 2
-        bytes_per_s = self._rates.get(self._better_is_zstd, 0.0)
-        return saves_bytes(self._compression, is_unknown or self._better_is_zstd, bytes_per_s)
+        is_better_or_unknown = self._better_is_zstd or len(self._rates) < 2
+        return saves_bytes(self._compression, is_better_or_unknown, self._better_bytes_per_s)
 
     def began(self, now_s: float) -> None:
         """A round begins: time counts from here."""
@@ -177,14 +179,19 @@ class CompressionChooser:
             self._is_zstd = not self._is_zstd
         elif self._is_zstd is not self._better_is_zstd:
             self._judge()
-        elif self._left_bytes <= 0:
-            self._is_zstd = not self._better_is_zstd
+        else:
+            self._better_bytes_per_s += RATE_SMOOTHING * (bytes_per_s - self._better_bytes_per_s)
+            if self._left_bytes <= 0:
+                self._is_zstd = not self._better_is_zstd
 
     def _judge(self) -> None:
         """Both rates are fresh: use the better way for a stretch."""
         better, other = self._rates[self._better_is_zstd], self._rates[not self._better_is_zstd]
+        if not self._better_bytes_per_s:
+            self._better_bytes_per_s = better
         if other > better * CLEAR_GAIN:
             self._better_is_zstd = not self._better_is_zstd
+            self._better_bytes_per_s = other
             self._stretch_bytes = 0
         first_bytes = FIRST_STRETCH_BYTES if self._better_is_zstd else FIRST_RAW_STRETCH_BYTES
         self._stretch_bytes = min(max(2 * self._stretch_bytes, first_bytes), LONGEST_STRETCH_BYTES)

@@ -155,6 +155,15 @@ def test_deltas_are_worth_it_where_pages_move_slowly(link: Link, are_worth_it: b
     assert is_zstd is (link.wire_per_s == SLOW[0])
 
 
+def test_one_slow_arm_is_no_reason_for_deltas() -> None:
+    link = Link(*FAST)
+    for number in range(40):
+        # Every fourth arm or so a stall of 50 ms: 16 MiB at 2 GB/s take 8.
+        link.stall = (5, 0.05 if number % 4 == 3 else 0.0)
+        link.send(1)
+        assert number < 4 or not link.chooser.saves_bytes
+
+
 @pytest.mark.parametrize(("compression", "saves"), [(Compression.OFF, False), (Compression.ZSTD, True)])
 def test_the_configuration_has_the_last_word_of_deltas_too(compression: Compression, saves: bool) -> None:
     assert CompressionChooser(compression, lambda: 0).saves_bytes is saves

@@ -28,9 +28,9 @@ __all__ = ["Consumer", "ReceiveBundle"]
 
 Consumer = Callable[[memoryview], None]
 
-# A thread that waits for a record is woken when so many bytes of it are there, not by every segment: at 1 Gbit/s 690
-# times for 157 MB instead of 70,000, and a receiver takes 0.2 s of CPU instead of 0.5 (2 vCPUs; no segments are joined
-# there). No more, for what waits in the kernel closes the window of a long link.
+# A thread that waits for a record is woken when so many bytes of it are there, not by every segment: a receiver that
+# does nothing else sleeps 690 times for 157 MB at 1 Gbit/s where it slept 70,000 times, and takes 0.2 s of CPU where
+# it took 0.5 (2 vCPUs; no card joins segments). No more: what waits in the kernel closes the window of a long link.
 _WAKE_BYTES: Final = 256 << 10
 
 

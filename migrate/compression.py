@@ -16,13 +16,13 @@ from typing import Final
 
 __all__ = [
     "ARM_BYTES",
-    "DELTA_BYTES_PER_S",
+    "DELTAS_PAY_BELOW_BYTES_PER_S",
     "FIRST_STRETCH_BYTES",
     "Compression",
     "CompressionChooser",
     "DeltaChooser",
     "arm_bytes",
-    "saves_bytes",
+    "deltas_pay",
 ]
 
 ZSTD_LEVEL: Final = 1  # level 3 costs half the speed for 5 % of the bytes on guest RAM
@@ -39,9 +39,9 @@ HOPELESS: Final = 1.5
 FIRST_STRETCH_BYTES: Final = 512 << 20
 FIRST_RAW_STRETCH_BYTES: Final = 128 << 20
 LONGEST_STRETCH_BYTES: Final = 16 << 30
-# What two hosts do with deltas of pages that were written sparsely, at the least; where pages move faster without,
-# deltas slow them down. 64 MiB take a round of 70 to 150 ms as deltas and one of 60 raw (2 vCPUs, loopback).
-DELTA_BYTES_PER_S: Final = 400e6
+# What two hosts do at the least with deltas of pages that were written sparsely. Where pages move faster without,
+# deltas slow them down: 64 MiB take a round of 70 to 150 ms as deltas and one of 60 raw (2 vCPUs, loopback).
+DELTAS_PAY_BELOW_BYTES_PER_S: Final = 400e6
 # How much of what the better way moves a second is the last arm's: one may take three times as long as the next.
 RATE_SMOOTHING: Final = 0.3
 # The choice changes only for a clear gain: the rates are noisy.
@@ -66,14 +66,14 @@ class Compression(StrEnum):
     ZSTD = "zstd"
 
 
-def saves_bytes(compression: Compression, is_zstd_better: bool, bytes_per_s: float) -> bool:
+def deltas_pay(compression: Compression, is_zstd_better: bool, bytes_per_s: float) -> bool:
     """Judge whether pages are worth a delta, where the better way moves so many bytes of them a second.
 
     Raw may be the better way of two where a delta is better than both: on hosts that compress no faster than the link
     carries a delta takes a quarter of zstd's CPU and a hundredth of the bytes.
     """
     if compression is Compression.AUTO:
-        return is_zstd_better or bytes_per_s < DELTA_BYTES_PER_S
+        return is_zstd_better or bytes_per_s < DELTAS_PAY_BELOW_BYTES_PER_S
     return compression is Compression.ZSTD
 
 
@@ -120,10 +120,10 @@ class CompressionChooser:
         return ZSTD_LEVEL if self._is_zstd else None
 
     @property
-    def saves_bytes(self) -> bool:
-        """Whether pages are worth a delta, as `saves_bytes` judges; they are as long as nobody knows."""
+    def deltas_pay(self) -> bool:
+        """Whether pages are worth a delta, as `deltas_pay` judges; they are as long as nobody knows."""
         is_better_or_unknown = self._better_is_zstd or len(self._rates) < 2
-        return saves_bytes(self._compression, is_better_or_unknown, self._better_bytes_per_s)
+        return deltas_pay(self._compression, is_better_or_unknown, self._better_bytes_per_s)
 
     def began(self, now_s: float) -> None:
         """A round begins: time counts from here."""

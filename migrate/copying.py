@@ -301,7 +301,7 @@ class Copier:
 
     def _keep_copies(self) -> None:
         """Have room for copies of what the guest writes, if deltas pay here."""
-        if self._chooser.saves_bytes:
+        if self._chooser.deltas_pay:
             self._history.keep(self._hot)
         else:
             self._history.clear()

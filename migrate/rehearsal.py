@@ -12,7 +12,7 @@ from typing import Final
 
 from memory.codec import MIN_DELTA_GAIN
 from memory.layout import PAGE_BYTES
-from migrate.compression import CLEAR_GAIN, Compression, arm_bytes, saves_bytes
+from migrate.compression import CLEAR_GAIN, Compression, arm_bytes, deltas_pay
 from migrate.dirtying import Curve
 from migrate.forecast import Conditions
 from migrate.plan import (
@@ -147,7 +147,7 @@ class _Sending:
         self._delta_share = min(max(given.delta_share, 0.0), 1.0)
         self._delta_bytes_per_s = min(DELTA_BYTES_PER_S * host, path / max(self._delta_share, 1e-3))
         is_small = self._delta_share * MIN_DELTA_GAIN <= 1
-        self._has_deltas = is_small and saves_bytes(
+        self._has_deltas = is_small and deltas_pay(
             compression, self._is_zstd_better, zstd_per_s if self._is_zstd_better else raw_per_s
         )
         self._cap_bytes_per_s = max(given.cap_bytes_per_s, 1.0)

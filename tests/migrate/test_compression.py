@@ -149,9 +149,9 @@ def test_a_stall_in_the_first_trial_is_not_believed_for_long() -> None:
     ],
 )
 def test_deltas_are_worth_it_where_pages_move_slowly(link: Link, are_worth_it: bool) -> None:
-    assert link.chooser.saves_bytes
+    assert link.chooser.deltas_pay
     is_zstd = link.send(4)[-1]
-    assert link.chooser.saves_bytes is are_worth_it
+    assert link.chooser.deltas_pay is are_worth_it
     assert is_zstd is (link.wire_per_s == SLOW[0])
 
 
@@ -161,12 +161,12 @@ def test_one_slow_arm_is_no_reason_for_deltas() -> None:
         # Every fourth arm or so a stall of 50 ms: 16 MiB at 2 GB/s take 8.
         link.stall = (5, 0.05 if number % 4 == 3 else 0.0)
         link.send(1)
-        assert number < 4 or not link.chooser.saves_bytes
+        assert number < 4 or not link.chooser.deltas_pay
 
 
 @pytest.mark.parametrize(("compression", "saves"), [(Compression.OFF, False), (Compression.ZSTD, True)])
 def test_the_configuration_has_the_last_word_of_deltas_too(compression: Compression, saves: bool) -> None:
-    assert CompressionChooser(compression, lambda: 0).saves_bytes is saves
+    assert CompressionChooser(compression, lambda: 0).deltas_pay is saves
 
 
 def test_time_between_rounds_does_not_count() -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from memory.runs import Runs, fill, runs_of_mask
+from memory.runs import Runs, end_of, fill, runs_of_mask
 
 __all__ = ["DirtyBitmap"]
 
@@ -33,8 +33,8 @@ class DirtyBitmap:
 
     def mark(self, runs: Runs) -> None:
         """Add the pages of `runs`, which lie below `total_pages`."""
-        if len(runs) and int(runs[-1].sum()) > self._flags.size:
-            raise ValueError(f"runs end at page {int(runs[-1].sum())} of {self._flags.size}")
+        if end_of(runs) > self._flags.size:
+            raise ValueError(f"runs end at page {end_of(runs)} of {self._flags.size}")
         fill(self._flags, runs, True)
 
     def unmark(self, runs: Runs) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from memory.layout import PAGE_BYTES
 from memory.ram import MappedRam
-from memory.runs import Runs, clip, empty_runs, pages_in
+from memory.runs import Runs, clip, empty_runs, end_of, pages_in
 
 __all__ = ["BlockRam"]
 
@@ -74,7 +74,7 @@ class BlockRam:
 
     def _parts(self, runs: Runs) -> Iterator[tuple[MappedRam, Runs]]:
         """Give each block's part of `runs`, counted from the block's own start; a part for every block."""
-        if len(runs) and (int(runs[0, 0]) < 0 or int(runs[-1].sum()) > self._total_pages):
+        if len(runs) and (int(runs[0, 0]) < 0 or end_of(runs) > self._total_pages):
             raise ValueError(f"runs leave the guest's {self._total_pages} pages")
         if len(self._blocks) == 1:
             yield self._blocks[0][1], runs

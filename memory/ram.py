@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from memory import linux
 from memory.errors import LayoutMismatch, OutOfRam, RamGone
 from memory.layout import PAGE_BYTES, Layout
-from memory.runs import Gfns, Mask, Runs, empty_runs, expand, fill, pages_in, runs_of_gfns, subtract
+from memory.runs import Gfns, Mask, Runs, empty_runs, end_of, expand, fill, pages_in, runs_of_gfns, subtract
 
 __all__ = ["MappedRam", "create_ram_file"]
 
@@ -210,7 +210,7 @@ class MappedRam:
         """Give the pages of `runs`, which our own code made: past the end is a bug of ours."""
         if len(runs) == 0:
             return 0
-        if int(runs[0, 0]) < 0 or int(runs[-1].sum()) > self._total_pages:
+        if int(runs[0, 0]) < 0 or end_of(runs) > self._total_pages:
             raise ValueError(f"runs leave the guest's {self._total_pages} pages")
         return pages_in(runs)
 

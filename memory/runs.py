@@ -24,6 +24,7 @@ __all__ = [
     "complement",
     "cut",
     "empty_runs",
+    "end_of",
     "expand",
     "fill",
     "intersect",
@@ -42,6 +43,9 @@ _Entry = TypeVar("_Entry", np.bool_, np.uint64)
 
 _SLICED_PAGES = 256
 _INDEXED_ROWS = 4096
+# A batch of a guest that is copied for the first time is one run or a few, and is looked at a dozen times. Of one run
+# `pages_in` takes 0.4 µs so and 1.4 by numpy, `expand` 1.4 and 7.2, `fill` 0.9 and 4.5.
+_FEW_ROWS = 8
 
 
 def empty_runs() -> Runs:
@@ -56,7 +60,14 @@ def whole(total_pages: int) -> Runs:
 
 def pages_in(runs: Runs) -> int:
     """Count the pages of `runs`."""
+    if len(runs) <= _FEW_ROWS:
+        return sum(runs[:, 1].tolist())
     return int(runs[:, 1].sum())
+
+
+def end_of(runs: Runs) -> int:
+    """Give the gfn after the last one; 0 of no runs."""
+    return int(runs[-1, 0]) + int(runs[-1, 1]) if len(runs) else 0
 
 
 def runs_of_mask(mask: Mask, base: int = 0) -> Runs:
@@ -82,6 +93,8 @@ def runs_of_gfns(gfns: Gfns) -> Runs:
 
 def expand(runs: Runs) -> Gfns:
     """Give the gfn of every page of `runs`, in order: 8 bytes a page, so for batches, not for whole guests."""
+    if len(runs) == 1:
+        return np.arange(runs[0, 0], end_of(runs), dtype=np.int64)
     pages = runs[:, 1]
     before = np.cumsum(pages) - pages
     return np.repeat(runs[:, 0] - before, pages) + np.arange(int(pages.sum()), dtype=np.int64)
@@ -93,10 +106,12 @@ def fill(table: NDArray[_Entry], runs: Runs, value: _Entry | bool) -> None:
     1 Mi pages, half of them in runs of 4 / 64 / 1024: index arrays 1.6 / 0.9 / 0.9 ms, slices 63 / 2.5 / 0.2 ms
     (2 vCPUs). So runs of 1 MiB and more are slices, and the others go by index in steps of 8 MiB of index at most.
     """
-    is_long = runs[:, 1] >= _SLICED_PAGES
-    for first, pages in runs[is_long].tolist():
+    long, short = runs, runs[:0]
+    if len(runs) > _FEW_ROWS:
+        is_long = runs[:, 1] >= _SLICED_PAGES
+        long, short = runs[is_long], runs[~is_long]
+    for first, pages in long.tolist():
         table[first : first + pages] = value
-    short = runs[~is_long]
     for row in range(0, len(short), _INDEXED_ROWS):
         table[expand(short[row : row + _INDEXED_ROWS])] = value
 
@@ -128,7 +143,7 @@ def subtract(a: Runs, b: Runs) -> Runs:
     """Give the pages of `a` that are not in `b`."""
     if len(a) == 0:
         return empty_runs()
-    return intersect(a, complement(b, int(a[-1].sum())))
+    return intersect(a, complement(b, end_of(a)))
 
 
 def union(a: Runs, b: Runs) -> Runs:

@@ -14,6 +14,7 @@ from memory.runs import (
     clip,
     complement,
     empty_runs,
+    end_of,
     expand,
     fill,
     intersect,
@@ -86,6 +87,18 @@ def test_filling_long_and_many_short_runs_sets_exactly_their_entries() -> None:
     rows = np.concatenate((short, run((25_000, 255), (26_000, 256), (27_000, 257))))
     fill(table, rows, True)
     assert (table == mask_of(rows, 40_000)).all()
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 8, 9, 100])
+def test_few_runs_and_many_are_counted_and_filled_alike(rows: int) -> None:
+    some = np.column_stack((np.arange(rows) * 7, np.arange(rows) % 5 + 1)).astype(np.int64)
+    gfns = [gfn for first, pages in some.tolist() for gfn in range(first, first + pages)]
+    assert pages_in(some) == len(gfns)
+    assert expand(some).tolist() == gfns
+    assert end_of(some) == (gfns[-1] + 1 if gfns else 0)
+    table = np.zeros(1000, dtype=np.uint64)
+    fill(table, some, np.uint64(5))
+    assert np.flatnonzero(table).tolist() == gfns
 
 
 def test_whole_is_every_page_or_no_run() -> None:

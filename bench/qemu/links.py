@@ -21,7 +21,7 @@ ADDRESSES: Final = ("10.78.0.1", "10.78.0.2")
 # What a switch's port keeps at most; with less, TCP does not fill the link.
 BUFFER: Final = {"1gbit": "512kb", "100mbit": "256kb"}
 # More than one packet of 64 KiB that the kernel leaves to the network card to cut. A smaller bucket has it cut here,
-# and nothing joins the pieces again: half a second of CPU for 157 MB that no host with a card pays.
+# and nothing joins the pieces again: CPU that no host with a card pays (bench/README.md).
 BUCKET: Final = "128kb"
 
 

@@ -49,7 +49,7 @@ def _fold(name: str) -> str:
     return _ALIASES.get(dashed, dashed)
 
 
-# A preflight asks 9000 times for some 400 names: QEMU has 140 models with 60 features each.
+# The 131 models of QEMU 7.2 name 75 features 5768 times, and a preflight asks for all of them.
 _remembered = functools.lru_cache(maxsize=4096)(_fold)
 
 

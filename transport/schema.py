@@ -309,7 +309,7 @@ def _optional(inner: _Plan) -> _Plan:
 
 
 def _sequence(inner: _Plan) -> _Plan:
-    # The models of a hypervisor have 7000 names of features.
+    # The models of QEMU 7.2 have 5768 names of features, all in one message.
     is_text = inner is _SCALARS[str]
 
     def pack(value: object, path: str) -> object:

@@ -14,16 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-__all__ = [
-    "ARM_BYTES",
-    "DELTAS_PAY_BELOW_BYTES_PER_S",
-    "FIRST_STRETCH_BYTES",
-    "Compression",
-    "CompressionChooser",
-    "DeltaChooser",
-    "arm_bytes",
-    "deltas_pay",
-]
+__all__ = ["ARM_BYTES", "Compression", "CompressionChooser", "DeltaChooser", "arm_bytes", "deltas_pay"]
 
 ZSTD_LEVEL: Final = 1  # level 3 costs half the speed for 5 % of the bytes on guest RAM
 # Page bytes of one trial that the peer has acknowledged, 24 ms on a fast link; and on a slow one, where so many would
@@ -43,7 +34,7 @@ LONGEST_STRETCH_BYTES: Final = 16 << 30
 # deltas slow them down: 64 MiB take a round of 70 to 150 ms as deltas and one of 60 raw (2 vCPUs, loopback).
 DELTAS_PAY_BELOW_BYTES_PER_S: Final = 400e6
 # How much of what the better way moves a second is the last arm's: one may take three times as long as the next.
-RATE_SMOOTHING: Final = 0.3
+ARM_SMOOTHING: Final = 0.3
 # The choice changes only for a clear gain: the rates are noisy.
 CLEAR_GAIN: Final = 1.1
 # Batches that go without a delta after one was tried for nothing, doubled each time: a guest that writes whole pages
@@ -176,19 +167,18 @@ class CompressionChooser:
         self._rates[self._is_zstd] = bytes_per_s
         self._left_bytes -= self._arm.page_bytes
         if len(self._rates) < 2:
+            self._better_bytes_per_s = bytes_per_s
             self._is_zstd = not self._is_zstd
         elif self._is_zstd is not self._better_is_zstd:
             self._judge()
         else:
-            self._better_bytes_per_s += RATE_SMOOTHING * (bytes_per_s - self._better_bytes_per_s)
+            self._better_bytes_per_s += ARM_SMOOTHING * (bytes_per_s - self._better_bytes_per_s)
             if self._left_bytes <= 0:
                 self._is_zstd = not self._better_is_zstd
 
     def _judge(self) -> None:
         """Both rates are fresh: use the better way for a stretch."""
         better, other = self._rates[self._better_is_zstd], self._rates[not self._better_is_zstd]
-        if not self._better_bytes_per_s:
-            self._better_bytes_per_s = better
         if other > better * CLEAR_GAIN:
             self._better_is_zstd = not self._better_is_zstd
             self._better_bytes_per_s = other

@@ -89,15 +89,14 @@ def test_a_slow_link_goes_on_compressed() -> None:
 
 
 @pytest.mark.parametrize("window", [4 << 20, 16 << 20, 64 << 20])
-@pytest.mark.parametrize("round_arms", [1.3, 4, 20])
+@pytest.mark.parametrize("round_arms", [1.3, 4, 14])
 def test_bytes_that_only_filled_the_window_are_no_speed(window: int, round_arms: float) -> None:
     # 1 Gbit/s. What fills the window is taken at once: raw pages seemed as fast as memory, and the zstd pages after
     # them as slow as the raw ones that they waited for.
     link = Link(118e6, 0.4e9, window=window)
     for _ in range(int(24 / round_arms) + 1):
         sent = link.send(round_arms)
-    # All but a later trial, which fills the window with raw pages.
-    assert sent.count(True) >= 0.7 * len(sent)
+    assert all(sent)
 
 
 def test_no_clear_gain_is_no_reason_to_compress() -> None:

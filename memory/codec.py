@@ -147,8 +147,8 @@ class BatchEncoder:
         self._clock = clock
         self._gathered = np.empty((MAX_BATCH_PAGES, _WORDS), dtype=np.uint64)
         self._compacted = np.empty((MAX_BATCH_PAGES, _WORDS), dtype=np.uint64)
-        self._gathered_views = page_views(_octets(self._gathered))
-        self._compacted_views = page_views(_octets(self._compacted))
+        self._gathered_views = page_views(self._gathered.data)
+        self._compacted_views = page_views(self._compacted.data)
         self._bases: Pages | None = None
         self._compressor: tuple[int, zstandard.ZstdCompressor] | None = None
         self._zero_runs: list[Runs] = []

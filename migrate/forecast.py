@@ -197,7 +197,8 @@ class MoveOutcome:
 
     `windows` are the writes that its rounds saw. `first_s` is how long the first round sent `first_raw_bytes`,
     `first_zstd_bytes` (both of pages), and `first_wire_bytes` on the wire for them. `fixed_s` is the downtime without
-    its last pages, `overhead_s` what the move took beside its rounds and its downtime.
+    its last pages, `last_s` that of last pages which were so few that their number made no difference, and `overhead_s`
+    what the move took beside its rounds and its downtime.
     """
 
     prediction_id: str
@@ -210,6 +211,7 @@ class MoveOutcome:
     cpu_s: float | None
     fixed_s: float | None
     overhead_s: float
+    last_s: float | None = None
     windows: tuple[WriteWindow, ...] = ()
     first_s: float = 0.0
     first_raw_bytes: int = 0

@@ -29,7 +29,17 @@ from migrate.forecast import (
 )
 from migrate.stats import Report
 
-__all__ = ["Lesson", "Score", "corrected", "effective", "lessons", "outcome_of", "quantile", "scores"]
+__all__ = [
+    "FEW_LATE_PAGES",
+    "Lesson",
+    "Score",
+    "corrected",
+    "effective",
+    "lessons",
+    "outcome_of",
+    "quantile",
+    "scores",
+]
 
 # The latest moves that are looked at, and how much less each one counts than the one after it: hosts change.
 MAX_LESSONS: Final = 60
@@ -57,6 +67,8 @@ MAX_STEP: Final = math.log(2)
 # Beyond the interval on either side. Less than the tenth that is promised: the next move finds a host whose other work
 # is not what it was when the lessons were learned: a plain tenth covered 0.6 to 0.75 of the moves of a busy one.
 TAIL: Final = 0.08
+# 1 MiB takes a fast link 1 ms, and one that is capped no more: its bucket has saved that up.
+FEW_LATE_PAGES: Final = 256
 # Rounds that are kept of an outcome.
 MAX_WINDOWS: Final = 8
 
@@ -95,6 +107,8 @@ def outcome_of(
     data_bytes = (first.sent_pages - zero_pages) * PAGE_BYTES if first else 0
     zstd = counts.zstd_pages / max(counts.raw_pages + counts.zstd_pages, 1)
     rounds_s = sum(one.duration_s for one in rounds)
+    # Of the rounds that catch up and the last one.
+    late_pages = counts.pages - sum(one.sent_pages for one in rounds)
     # The longest say most about the working set.
     telling = sorted(rounds, key=lambda one: -one.duration_s)[:MAX_WINDOWS]
     return MoveOutcome(
@@ -107,6 +121,7 @@ def outcome_of(
         wire_bytes=report.wire_bytes,
         cpu_s=cpu_s,
         fixed_s=down.total_s - down.last_pages_s if down else None,
+        last_s=down.last_pages_s if down and late_pages <= FEW_LATE_PAGES else None,
         overhead_s=max(report.total_s - rounds_s - (down.total_s if down else 0.0), 0.0),
         windows=tuple(
             WriteWindow(window_s=one.duration_s, pages=round(one.dirty_rate_pages_per_s * one.duration_s))

@@ -61,6 +61,7 @@ WRITE_SPREAD: Final = 1.8
 HOST_SPREAD: Final = 1.7
 OVERHEAD_S: Final = (0.5, 2.0)
 FIXED_S: Final = (0.008, 2.0)
+LAST_S: Final = (0.003, 2.0)
 LATE_S: Final = (0.03, 1.8)
 CPU_SPREAD: Final = 1.5
 # What has changed in a page, over its size, of a guest that nobody has watched: some words, or all of it.
@@ -173,6 +174,7 @@ class _World:
             _seconds((one.outcome.overhead_s, one.weight) for one in learned), *OVERHEAD_S
         )
         self._fixed = _Known(_seconds((one.outcome.fixed_s, one.weight) for one in learned), *FIXED_S)
+        self._last = _Known(_seconds((one.outcome.last_s, one.weight) for one in learned), *LAST_S)
         self._delta = _delta_share(load, of_guest)
         self._cpu = _Known(_cpu_factors(learned), 1.0, CPU_SPREAD)
         self._link = _link(conditions, learned)
@@ -194,6 +196,7 @@ class _World:
             cap_bytes_per_s=cap,
             overhead_s=self._overhead.draw(random_),
             fixed_s=self._fixed.draw(random_),
+            last_s=self._last.draw(random_),
             late_s=LATE_S[0] * random_.lognormvariate(0.0, math.log(LATE_S[1]) / _Z),
             cpu_factor=self._cpu.draw(random_),
         )

@@ -75,14 +75,13 @@ async def probe(
     rewrites = _Rewrites(guest.ram)
     if guest.facts.is_running:
         windows = await watch_writes(guest.tracker, probe_s, clock, rewrites.see)
-    rewritten_pages, delta_bytes = await anyio.to_thread.run_sync(rewrites.measure)
     return GuestLoad(
         populated_bytes=pages_in(populated) * PAGE_BYTES,
         windows=tuple(windows),
         sample=sample,
         took_s=clock() - began_s,
-        rewritten_pages=rewritten_pages,
-        delta_bytes=delta_bytes,
+        rewritten_pages=rewrites.pages,
+        delta_bytes=rewrites.delta_bytes,
     )
 
 
@@ -119,31 +118,36 @@ async def watch_writes(
 
 
 class _Rewrites:
-    """What changes in a page between two writes of it, seen at the first pages that a watched guest writes."""
+    """What changes in a page between two writes of it, seen at the first pages that a watched guest writes.
+
+    Each is measured after the first window in which it was written again. Later more of it has changed, if the guest
+    writes it all the time: a move sends it again after tens of milliseconds, too.
+    """
 
     def __init__(self, ram: GuestRam) -> None:
         self._ram = ram
         self._history = PageHistory(SMALL_BATCH_PAGES * PAGE_BYTES)
         self._encoder = BatchEncoder(None, history=self._history)
-        self._copied = self._rewritten = empty_runs()
+        self._out = memoryview(bytearray(MAX_PAYLOAD_BYTES))
+        self._copied = self._unmeasured = empty_runs()
+        self.pages = 0
+        self.delta_bytes = 0
 
     def see(self, written: Runs) -> None:
-        """Note what was written again, and copy pages until a batch of them is there."""
-        self._rewritten = union(self._rewritten, intersect(self._copied, written))
+        """Measure what was written again, and copy pages until a batch of them is there."""
+        again = intersect(self._unmeasured, written)
+        if len(again):
+            self._encoder.load(self._ram, again, as_delta=True)
+            self.delta_bytes += self._encoder.write(self._out, level=ZSTD_LEVEL).data_payload_bytes
+            self._encoder.clear()
+            self.pages += pages_in(again)
+            self._unmeasured = subtract(self._unmeasured, again)
         new = clip_pages(subtract(written, self._copied), SMALL_BATCH_PAGES - pages_in(self._copied))
         if len(new):
             self._history.keep(new)
             self._encoder.load(self._ram, new)
             self._encoder.clear()
-            self._copied = union(self._copied, new)
-
-    def measure(self) -> tuple[int, int]:
-        """Give how many pages were written again, and the bytes of payload that they would be sent as."""
-        if not len(self._rewritten):
-            return 0, 0
-        self._encoder.load(self._ram, self._rewritten, as_delta=True)
-        stats = self._encoder.write(memoryview(bytearray(MAX_PAYLOAD_BYTES)), level=ZSTD_LEVEL)
-        return pages_in(self._rewritten), stats.data_payload_bytes
+            self._copied, self._unmeasured = union(self._copied, new), union(self._unmeasured, new)
 
 
 def sample_content(ram: GuestRam, populated: Runs, *, seed: int = _SEED) -> ContentSample:

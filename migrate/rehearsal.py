@@ -53,12 +53,11 @@ WIRE_FIXED_BYTES: Final = 8 << 10
 IN_FLIGHT_BYTES: Final = 4 << 20
 # The harvest, the drain and the threads' awakening, once a round.
 ROUND_FIXED_S: Final = 0.003
-# The last round's, over what else a stop takes: both are wake-ups, and as quick or slow as the host.
-LAST_ROUND_SHARE: Final = 0.25
 # The planner gives up after 12 rounds without a minimum; a move with more rounds than this is shown as it stands.
 MAX_ROUNDS: Final = 120
-# Deltas of pages that were written sparsely, on the same hosts: copies, XOR and a look of zstd at zeros.
-DELTA_BYTES_PER_S: Final = 0.9e9
+# Deltas of pages that were written sparsely, on the same hosts: copies, XOR and a look of zstd at zeros. 64 MiB take
+# rounds of 70 to 150 ms, and small rounds are slower.
+DELTA_BYTES_PER_S: Final = 0.6e9
 # Of the pages that are dirty after a first round in which the log was looked at, the part that was sent after the look
 # that showed it, and so has a base (64 MiB at 200 MiB/s over 1 Gbit/s: 0.6 and more).
 FIRST_BASE_SHARE: Final = 0.75
@@ -80,6 +79,7 @@ class Circumstances:
     `host_factor` scales what the two hosts do with pages; `path_bytes_per_s` is what the wire carries, and
     `cap_bytes_per_s` the configured cap, infinite where there is none.
     `zstd_share` is the size of compressed data over its own, `delta_share` that of what has changed in a page.
+    `fixed_s` is what a stop takes beside its last round, and `last_s` what that takes beside its pages.
     `late_s` is the second preflight and the arming, which begin when a stop is in sight (`migrate.readiness`).
     """
 
@@ -93,6 +93,7 @@ class Circumstances:
     cap_bytes_per_s: float
     overhead_s: float
     fixed_s: float
+    last_s: float
     late_s: float
     cpu_factor: float
 
@@ -269,7 +270,7 @@ def rehearse(conditions: Conditions, given: Circumstances) -> Rehearsed:
             pages = given.curve.pages(took_s)
             if not catches_up(catch_ups, int(sent), int(pages)):
                 break
-    last_s = sending.send(pages * PAGE_BYTES, 0.0, based_of(pages)) + LAST_ROUND_SHARE * given.fixed_s
+    last_s = sending.send(pages * PAGE_BYTES, 0.0, based_of(pages)) + given.last_s
     return _ended(
         conditions, given, sending, passed_s, given.fixed_s + last_s, converges, len(rounds), because
     )

@@ -24,7 +24,7 @@ from migrate.forecast import (
     Prediction,
     WriteWindow,
 )
-from migrate.lessons import corrected, lessons, outcome_of, quantile, scores
+from migrate.lessons import FEW_LATE_PAGES, corrected, lessons, outcome_of, quantile, scores
 from migrate.phases import Phase
 from migrate.plan import OnTimeout
 from migrate.predict import predict
@@ -98,6 +98,7 @@ def truth(guest: Curve, **changed: object) -> Circumstances:
         "cap_bytes_per_s": math.inf,
         "overhead_s": 0.5,
         "fixed_s": 0.008,
+        "last_s": 0.003,
         "late_s": 0.03,
         "cpu_factor": 1.0,
         **changed,
@@ -268,6 +269,7 @@ def test_the_intervals_cover_what_they_promise_of_many_worlds() -> None:
                 host_factor=random_.lognormvariate(0, 0.4),
                 overhead_s=0.5 * random_.lognormvariate(0, 0.5),
                 fixed_s=0.008 * random_.lognormvariate(0, 0.5),
+                last_s=0.003 * random_.lognormvariate(0, 0.5),
                 late_s=0.03 * random_.lognormvariate(0, 0.4),
                 cpu_factor=random_.lognormvariate(0, 0.25),
                 path_bytes_per_s=110e6 * random_.uniform(0.9, 1.1),
@@ -390,6 +392,17 @@ def test_lessons_widen_an_interval_that_was_too_narrow_and_narrow_one_that_was_t
     assert corrected(model, lessons(tame, conditions())).total_s.width < 0.7 * model.total_s.width
 
 
+def test_how_long_a_last_round_takes_on_these_hosts_is_learned() -> None:
+    def modelled_s(last_s: float | None) -> float:
+        one = past(1.0)
+        assert one.outcome is not None
+        seen = replace(one, outcome=replace(one.outcome, last_s=last_s))
+        return predicted(conditions(), load_of(curve(1, 1)), [seen] * 8).modelled.downtime_s.median
+
+    assert modelled_s(0.04) - modelled_s(0.002) == pytest.approx(0.038, rel=0.15)
+    assert modelled_s(0.002) < modelled_s(None) < modelled_s(0.04)
+
+
 def test_one_lesson_does_not_overrule_the_model() -> None:
     one = corrected(figures(10.0), lessons([past(3.0)], conditions())).total_s
     assert 10.0 < one.median < 20.0
@@ -445,6 +458,7 @@ def test_nonsense_from_a_store_does_not_crash_or_poison(bad: float) -> None:
             one.outcome,
             overhead_s=bad,
             fixed_s=bad,
+            last_s=bad,
             first_s=bad,
             first_raw_bytes=1 << 30,
             first_wire_bytes=-5,
@@ -556,6 +570,13 @@ def test_an_outcome_is_taken_from_the_report() -> None:
     assert outcome.first_zstd_bytes == 200 * PAGE_BYTES
     assert outcome.overhead_s == pytest.approx(10.0 - sum(one.duration_s for one in rounds) - 0.026)
     assert outcome.value("cpu_s") is None
+    # Its rounds sent 12,000 pages: of those that are counted 56 came after them, and then too many to tell.
+    few = replace(report, counts=replace(report.counts, raw_pages=11_656))
+    many = replace(report, counts=replace(report.counts, raw_pages=11_600 + FEW_LATE_PAGES + 1))
+    last = [
+        outcome_of(one, prediction_id="p", job="j", ended_at_s=1.0, cpu_s=None).last_s for one in (few, many)
+    ]
+    assert last == [0.02, None]
 
 
 def test_one_wild_move_does_not_make_the_next_prediction_absurd() -> None:

@@ -145,15 +145,17 @@ def test_a_guest_without_a_page_has_an_empty_sample() -> None:
 class Rewriting(ScriptedTracker):
     """A guest that writes so many bytes of each of its first pages before every harvest."""
 
-    def __init__(self, ram: BytesRam, octets: int, pages: int = 100) -> None:
+    def __init__(self, ram: BytesRam, octets: int, pages: int = 100, *, wanders: bool = False) -> None:
         super().__init__([run((64, pages)) for _ in range(6)])
         self._ram, self._octets, self._random = ram, octets, random.Random(3)
+        self._at, self._step = 0, octets if wanders else 0
 
     def harvest(self) -> Runs:
-        runs = super().harvest()
+        runs, at, end = super().harvest(), self._at, self._at + self._octets
         for gfn in expand(runs).tolist():
-            old = self._ram.contents[gfn * PAGE_BYTES : (gfn + 1) * PAGE_BYTES]
-            self._ram.write(gfn, self._random.randbytes(self._octets) + bytes(old[self._octets :]))
+            old = bytes(self._ram.contents[gfn * PAGE_BYTES : (gfn + 1) * PAGE_BYTES])
+            self._ram.write(gfn, old[:at] + self._random.randbytes(self._octets) + old[end:])
+        self._at += self._step
         return runs
 
 
@@ -171,6 +173,17 @@ async def test_a_probe_sees_what_changes_in_a_page_that_is_written_again(
     # 64 of them in one stretch of noise; the others are holes at first.
     assert load.rewritten_pages == 100
     assert low <= load.delta_bytes / (100 * PAGE_BYTES) <= high
+
+
+@anyio_test
+async def test_what_has_changed_is_measured_when_a_page_is_written_again_and_not_long_after() -> None:
+    # An eighth of a page further at each write: half of it and more would have changed at the end.
+    guest = guest_of(ScriptedTracker())
+    guest.ram = ram_with(256)
+    guest.tracker = Rewriting(guest.ram, PAGE_BYTES // 8, 64, wanders=True)
+    load = await probe(guest.as_guest(), SHORT_S)
+    assert load.rewritten_pages == 64
+    assert 0.1 < load.delta_bytes / (64 * PAGE_BYTES) < 0.15
 
 
 @anyio_test

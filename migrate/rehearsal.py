@@ -12,7 +12,7 @@ from typing import Final
 
 from memory.codec import MIN_DELTA_GAIN
 from memory.layout import PAGE_BYTES
-from migrate.compression import CLEAR_GAIN, Compression, arm_bytes, deltas_pay
+from migrate.compression import ARM_BYTES, CLEAR_GAIN, Compression, arm_bytes, deltas_pay
 from migrate.dirtying import Curve
 from migrate.forecast import Conditions
 from migrate.plan import (
@@ -178,7 +178,10 @@ class _Sending:
         self._saved_bytes = min(saved, float(MAX_RECORD_BYTES))
 
     def _split(self, data_bytes: float) -> tuple[float, float]:
-        """Give how much goes raw and how much compressed: first an arm of each, then the better way."""
+        """Give how much goes raw and how much compressed: an arm of each, then the better way.
+
+        Compressed, if that is the better one, goes one arm until raw was tried once more.
+        """
         if self._compression is Compression.OFF:
             return data_bytes, 0.0
         if self._compression is Compression.ZSTD:
@@ -190,12 +193,17 @@ class _Sending:
         )
         first = arm_bytes(raw_per_s) + IN_FLIGHT_BYTES
         second = first + arm_bytes(zstd_per_s, raw_per_s) + IN_FLIGHT_BYTES
-        raw = max(min(end, first) - at, 0.0)
-        zstd = max(min(end, second) - max(at, first), 0.0)
-        rest = max(end - max(at, second), 0.0)
-        if self._is_zstd_better:
-            return raw, zstd + rest
-        return raw + rest, zstd
+        if not self._is_zstd_better:
+            zstd = _overlap(at, end, first, second)
+            return data_bytes - zstd, zstd
+        again = second + ARM_BYTES
+        raw = _overlap(at, end, 0.0, first)
+        raw += _overlap(at, end, again, again + arm_bytes(raw_per_s, zstd_per_s) + IN_FLIGHT_BYTES)
+        return raw, data_bytes - raw
+
+
+def _overlap(begin: float, end: float, low: float, high: float) -> float:
+    return max(min(end, high) - max(begin, low), 0.0)
 
 
 def rehearse(conditions: Conditions, given: Circumstances) -> Rehearsed:

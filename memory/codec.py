@@ -149,7 +149,7 @@ class BatchEncoder:
         self._compacted = np.empty((MAX_BATCH_PAGES, _WORDS), dtype=np.uint64)
         self._gathered_views = page_views(self._gathered.data)
         self._compacted_views = page_views(self._compacted.data)
-        self._bases: Pages | None = None
+        self._differences: Pages | None = None
         self._compressor: tuple[int, zstandard.ZstdCompressor] | None = None
         self._zero_runs: list[Runs] = []
         self.clear()
@@ -244,14 +244,13 @@ class BatchEncoder:
 
     def _remember(self, runs: Runs, words: Pages, as_delta: bool) -> Pages | None:
         """Store what is about to be sent; give its difference to what was sent last, where that is wanted."""
-        delta = None
-        if as_delta:
-            if self._bases is None:
-                self._bases = np.empty((MAX_BATCH_PAGES, _WORDS), dtype=np.uint64)
-            delta = self._bases[: len(words)]
-            self._history.bases(runs, delta)
-            np.bitwise_xor(delta, words, out=delta)
-        self._history.store(runs, words)
+        if not as_delta:
+            self._history.store(runs, words)
+            return None
+        if self._differences is None:
+            self._differences = np.empty((MAX_BATCH_PAGES, _WORDS), dtype=np.uint64)
+        delta = self._differences[: len(words)]
+        self._history.exchange(runs, words, delta)
         return delta
 
     def _pack(self, level: int | None) -> tuple[PageKind, memoryview | bytes, float]:

@@ -104,14 +104,22 @@ class PageHistory:
             based = intersect(kept, runs_of_gfns(self._gfns[self._is_stored[self._slots]]))
         return subtract(runs, kept) if len(kept) else runs, subtract(kept, based), based
 
-    def bases(self, runs: Runs, out: Pages) -> None:
-        """Copy what was last sent of `runs`, of which each page has a base, to the rows of `out`."""
+    def exchange(self, runs: Runs, pages: Pages, out: Pages) -> None:
+        """Take the rows of `pages` as what is sent of `runs`, of which each has a base; `out`: their XOR with those."""
         gfns = expand(runs)
         with self._lock:
             places, slots = self._find(gfns)
             if places.size != gfns.size or not self._is_stored[slots].all():
                 raise ValueError("a page has no base")
-            np.take(self._pages, slots, axis=0, out=out[: gfns.size], mode="clip")
+            if gfns.size == 0:
+                return
+            if (stretch := _stretch(slots)) is not None:
+                np.bitwise_xor(self._pages[stretch], pages, out=out)
+                self._pages[stretch] = pages
+            else:
+                np.take(self._pages, slots, axis=0, out=out, mode="clip")
+                np.bitwise_xor(out, pages, out=out)
+                self._pages[slots] = pages
 
     def store(self, runs: Runs, pages: Pages) -> None:
         """Take the rows of `pages` as what is sent of `runs`; those that are not kept are passed over."""
@@ -121,7 +129,7 @@ class PageHistory:
         with self._lock:
             places, slots = self._find(gfns)
             if places.size:
-                self._pages[slots] = pages if places.size == len(pages) else pages[places]
+                self._pages[_stretch(slots) or slots] = pages if places.size == len(pages) else pages[places]
                 self._is_stored[slots] = True
 
     def _find(self, gfns: Gfns) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -141,3 +149,10 @@ class PageHistory:
         places = np.searchsorted(self._gfns, expand(runs))
         self._free = np.concatenate((self._free, self._slots[places]))
         self._gfns, self._slots = np.delete(self._gfns, places), np.delete(self._slots, places)
+
+
+def _stretch(slots: NDArray[np.int64]) -> slice | None:
+    """Give the slots, at least one, as a slice if they follow each other: it is copied at twice the speed."""
+    first, end = int(slots[0]), int(slots[-1]) + 1
+    follow = end - first == slots.size and bool((slots[1:] > slots[:-1]).all())
+    return slice(first, end) if follow else None

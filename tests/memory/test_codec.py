@@ -147,7 +147,7 @@ def test_pages_that_were_written_anew_travel_whole_and_are_the_next_base() -> No
     assert (stats.delta_pages, stats.raw_pages) == (0, 8)
     assert bytes(batch.pages) == bytes(ram.contents[: 8 * PAGE_BYTES])
     bases = np.empty((8, PAGE_BYTES // 8), np.uint64)
-    history.bases(run((0, 8)), bases)
+    history.exchange(run((0, 8)), np.zeros_like(bases), bases)
     assert bases.tobytes() == bytes(batch.pages)
 
 

@@ -28,8 +28,10 @@ def gfns(rows: Runs) -> set[int]:
 
 
 def bases_of(history: PageHistory, rows: Runs) -> Pages:
+    """The difference to zeros, which are replaced at once."""
     out = np.empty((pages_in(rows), WORDS), dtype=np.uint64)
-    history.bases(rows, out)
+    history.exchange(rows, np.zeros_like(out), out)
+    history.store(rows, out)
     return out
 
 

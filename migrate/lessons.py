@@ -18,6 +18,7 @@ from typing import Final
 
 from memory.layout import PAGE_BYTES
 from migrate.forecast import (
+    COVERED_SHARE,
     QUANTITIES,
     Conditions,
     Figures,
@@ -49,7 +50,9 @@ FADING: Final = 0.93
 LIKE_HYPERVISOR: Final = 20.0
 LIKE_DESTINATION: Final = 2.0
 LIKE_GUEST: Final = 3.0
-PRIOR_MOVES: Final = 3.0
+# The model's own interval is worth so many moves: it learns itself what these hosts take, and one move that was an
+# exception says little against it.
+PRIOR_MOVES: Final = 6.0
 # After so many lessons a model errs half as one that has many does; one without any is worth little, and not nothing.
 HALF_LEARNED: Final = 2
 FIRST_LESSON: Final = 0.1
@@ -64,9 +67,8 @@ _BELIEVED: Final = tuple(
 # taken to be MAX_DISTANCE away, of which each step beyond the first is a factor of 2 at most.
 MAX_DISTANCE: Final = 4.0
 MAX_STEP: Final = math.log(2)
-# Beyond the interval on either side. Less than the tenth that is promised: the next move finds a host whose other work
-# is not what it was when the lessons were learned: a plain tenth covered 0.6 to 0.75 of the moves of a busy one.
-TAIL: Final = 0.08
+# Beyond the interval on either side.
+TAIL: Final = (1 - COVERED_SHARE) / 2
 # 1 MiB takes a fast link 1 ms, and one that is capped no more: its bucket has saved that up.
 FEW_LATE_PAGES: Final = 256
 # Rounds that are kept of an outcome.

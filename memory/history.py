@@ -152,7 +152,7 @@ class PageHistory:
 
 
 def _stretch(slots: NDArray[np.int64]) -> slice | None:
-    """Give the slots, at least one, as a slice if they follow each other: it is copied at twice the speed."""
+    """Give the slots, at least one, as a slice if they follow each other: an index by number copies once more."""
     first, end = int(slots[0]), int(slots[-1]) + 1
     follow = end - first == slots.size and bool((slots[1:] > slots[:-1]).all())
     return slice(first, end) if follow else None

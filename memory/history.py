@@ -111,15 +111,9 @@ class PageHistory:
             places, slots = self._find(gfns)
             if places.size != gfns.size or not self._is_stored[slots].all():
                 raise ValueError("a page has no base")
-            if gfns.size == 0:
-                return
-            if (stretch := _stretch(slots)) is not None:
-                np.bitwise_xor(self._pages[stretch], pages, out=out)
-                self._pages[stretch] = pages
-            else:
-                np.take(self._pages, slots, axis=0, out=out, mode="clip")
-                np.bitwise_xor(out, pages, out=out)
-                self._pages[slots] = pages
+            rows = _rows(slots)
+            np.bitwise_xor(self._pages[rows], pages, out=out)
+            self._pages[rows] = pages
 
     def store(self, runs: Runs, pages: Pages) -> None:
         """Take the rows of `pages` as what is sent of `runs`; those that are not kept are passed over."""
@@ -129,7 +123,7 @@ class PageHistory:
         with self._lock:
             places, slots = self._find(gfns)
             if places.size:
-                self._pages[_stretch(slots) or slots] = pages if places.size == len(pages) else pages[places]
+                self._pages[_rows(slots)] = pages if places.size == len(pages) else pages[places]
                 self._is_stored[slots] = True
 
     def _find(self, gfns: Gfns) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -151,8 +145,8 @@ class PageHistory:
         self._gfns, self._slots = np.delete(self._gfns, places), np.delete(self._slots, places)
 
 
-def _stretch(slots: NDArray[np.int64]) -> slice | None:
-    """Give the slots, at least one, as a slice if they follow each other: an index by number copies once more."""
-    first, end = int(slots[0]), int(slots[-1]) + 1
-    follow = end - first == slots.size and bool((slots[1:] > slots[:-1]).all())
-    return slice(first, end) if follow else None
+def _rows(slots: NDArray[np.int64]) -> slice | NDArray[np.int64]:
+    """Give the index of these slots: a slice if they follow each other, which is read where it is and not copied."""
+    if slots.size and slots[-1] - slots[0] == slots.size - 1 and (slots[1:] > slots[:-1]).all():
+        return slice(int(slots[0]), int(slots[-1]) + 1)
+    return slots

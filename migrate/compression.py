@@ -27,8 +27,8 @@ ARM_S: Final = 0.02
 HOPELESS: Final = 1.5
 # Bytes of pages that go the better way between two trials; doubled each time it proves to be the better one again.
 # Raw is believed for less at first: a stall of 0.1 s while zstd is tried makes raw look better on a link that it fills.
-# And zstd for one arm, until raw was tried again: the very first arm, which goes raw, is that of threads that have just
-# begun, and one move of six over a fast link took half as long again (2 vCPUs, 264 MiB).
+# And zstd for one arm, until raw was tried again: the first arm of all, which goes raw, is slower than those after it.
+# One move of six over a fast link went as zstd as a whole, and took half as long again (2 vCPUs, 264 MiB).
 FIRST_STRETCH_BYTES: Final = 512 << 20
 FIRST_RAW_STRETCH_BYTES: Final = 128 << 20
 LONGEST_STRETCH_BYTES: Final = 16 << 30
@@ -185,11 +185,11 @@ class CompressionChooser:
             self._better_is_zstd = not self._better_is_zstd
             self._better_bytes_per_s = other
             self._stretch_bytes = 0
-        if self._better_is_zstd and self._stretch_bytes == 0:
-            self._stretch_bytes = ARM_BYTES
+        if not self._better_is_zstd:
+            least_bytes = FIRST_RAW_STRETCH_BYTES
         else:
-            first_bytes = FIRST_STRETCH_BYTES if self._better_is_zstd else FIRST_RAW_STRETCH_BYTES
-            self._stretch_bytes = min(max(2 * self._stretch_bytes, first_bytes), LONGEST_STRETCH_BYTES)
+            least_bytes = FIRST_STRETCH_BYTES if self._stretch_bytes else ARM_BYTES
+        self._stretch_bytes = min(max(2 * self._stretch_bytes, least_bytes), LONGEST_STRETCH_BYTES)
         self._left_bytes = self._stretch_bytes
         self._is_zstd = self._better_is_zstd
 

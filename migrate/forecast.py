@@ -197,8 +197,8 @@ class MoveOutcome:
 
     `windows` are the writes that its rounds saw. `first_s` is how long the first round sent `first_raw_bytes`,
     `first_zstd_bytes` (both of pages), and `first_wire_bytes` on the wire for them. `fixed_s` is the downtime without
-    its last pages, `last_s` that of last pages which were so few that their number made no difference, and `overhead_s`
-    what the move took beside its rounds and its downtime.
+    its last pages, `last_s` that of its last pages, where they were too few to tell of the link, and `overhead_s` what
+    the move took beside its rounds and its downtime.
     """
 
     prediction_id: str

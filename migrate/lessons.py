@@ -28,19 +28,10 @@ from migrate.forecast import (
     Prediction,
     WriteWindow,
 )
+from migrate.plan import TELLING_PAGES
 from migrate.stats import Report
 
-__all__ = [
-    "FEW_LATE_PAGES",
-    "Lesson",
-    "Score",
-    "corrected",
-    "effective",
-    "lessons",
-    "outcome_of",
-    "quantile",
-    "scores",
-]
+__all__ = ["Lesson", "Score", "corrected", "effective", "lessons", "outcome_of", "quantile", "scores"]
 
 # The latest moves that are looked at, and how much less each one counts than the one after it: hosts change.
 MAX_LESSONS: Final = 60
@@ -69,8 +60,6 @@ MAX_DISTANCE: Final = 4.0
 MAX_STEP: Final = math.log(2)
 # Beyond the interval on either side.
 TAIL: Final = (1 - COVERED_SHARE) / 2
-# 1 MiB takes a fast link 1 ms, and one that is capped no more: its bucket has saved that up.
-FEW_LATE_PAGES: Final = 256
 # Rounds that are kept of an outcome.
 MAX_WINDOWS: Final = 8
 
@@ -123,7 +112,7 @@ def outcome_of(
         wire_bytes=report.wire_bytes,
         cpu_s=cpu_s,
         fixed_s=down.total_s - down.last_pages_s if down else None,
-        last_s=down.last_pages_s if down and late_pages <= FEW_LATE_PAGES else None,
+        last_s=down.last_pages_s if down and late_pages <= TELLING_PAGES else None,
         overhead_s=max(report.total_s - rounds_s - (down.total_s if down else 0.0), 0.0),
         windows=tuple(
             WriteWindow(window_s=one.duration_s, pages=round(one.dirty_rate_pages_per_s * one.duration_s))

@@ -139,7 +139,6 @@ class _Rewrites:
         if len(again):
             self._encoder.load(self._ram, again, as_delta=True)
             self.delta_bytes += self._encoder.write(self._out, level=ZSTD_LEVEL).data_payload_bytes
-            self._encoder.clear()
             self.pages += pages_in(again)
             self._unmeasured = subtract(self._unmeasured, again)
         new = clip_pages(subtract(written, self._copied), SMALL_BATCH_PAGES - pages_in(self._copied))

@@ -33,7 +33,7 @@ class Link:
         self.given = 0
         # The sender sleeps: before which batch of all, and how long.
         self.stall: tuple[int, float] = (-1, 0.0)
-        # So many batches of the first round go at a third of the speed.
+        # So many batches at the beginning of each round go at a third of the speed.
         self.cold_batches = 0
         # (when it is acknowledged, how many bytes of payload)
         self.under_way: list[tuple[float, int]] = []

@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Final
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 
 __all__ = ["prepare_socket", "run_interruptibly", "shut_down"]
@@ -49,7 +50,7 @@ async def run_interruptibly(
 ) -> None:
     """Run blocking work in a thread; a cancellation calls `interrupt` and then waits for the thread's end.
 
-    Raises what `work` raises, itself and not in a group.
+    Raises what `work` raises, itself and not in a group; nothing of it after a cancellation.
     """
     failure: BaseException | None = None
     is_done = False
@@ -70,5 +71,7 @@ async def run_interruptibly(
         finally:
             is_done = True
         tasks.cancel_scope.cancel()
+    # With asyncio no wait has told of a cancellation yet, where `watch` has ended before the thread.
+    await anyio.lowlevel.checkpoint_if_cancelled()
     if failure is not None:
         raise failure

@@ -25,6 +25,7 @@ from agents.hypervisors.qemu.qmp import Qmp
 from agents.hypervisors.qemu.rundir import QemuPaths, prepare_dir
 from agents.hypervisors.qemu.spec import QemuSpec
 from agents.storageproof.urls import is_remote
+from transport.sockets import run_interruptibly
 
 __all__ = ["Process", "end", "launch"]
 
@@ -137,24 +138,34 @@ async def _make_way(paths: QemuPaths) -> None:
 
 
 async def _run(argv: list[str], spec: QemuSpec) -> None:
-    """Start it and wait until it is in the background: QEMU has opened its files and sockets by then."""
+    """Start it and wait until it is in the background: QEMU has opened its files and sockets by then.
 
-    def run() -> tuple[int, bytes]:
+    A cancellation is not kept waiting by a QEMU that waits for something itself.
+    """
+    code, words = 0, b""
+    abort = os.eventfd(0, os.EFD_CLOEXEC)
+
+    def run() -> None:
+        nonlocal code, words
         # A file, not a pipe, and a thread, not the loop: the guest inherits what this opens, and an end of a pipe that
         # it held would keep the reader waiting.
-        with tempfile.TemporaryFile() as words:
-            code = run_to_end(argv, cwd=Path("/"), timeout_s=START_TIMEOUT_S, output=words)
-            words.seek(0)
-            return code, words.read()[-_MAX_WORDS_BYTES:]
+        with tempfile.TemporaryFile() as output:
+            code = run_to_end(argv, cwd=Path("/"), timeout_s=START_TIMEOUT_S, output=output, abort=abort)
+            output.seek(0)
+            words = output.read()[-_MAX_WORDS_BYTES:]
 
     try:
-        code, words = await anyio.to_thread.run_sync(run)
+        await run_interruptibly(
+            run, lambda: os.eventfd_write(abort, 1), anyio.to_thread.current_default_thread_limiter()
+        )
     except subprocess.TimeoutExpired as exc:
         raise QemuGone(
             f"QEMU for {spec.name} did not start within {START_TIMEOUT_S:g} s{_waited_for(spec)}"
         ) from exc
     except OSError as exc:
         raise QemuGone(f"{argv[0]} cannot be executed: {exc.strerror}") from exc
+    finally:
+        os.close(abort)
     if code != 0:
         said = words.decode(errors="replace").strip()
         raise QemuGone(f"QEMU for {spec.name} did not start: {said or f'it ended with code {code}'}")

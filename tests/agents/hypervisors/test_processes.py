@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import tempfile
 import time
@@ -36,6 +38,17 @@ def test_one_that_does_not_end_is_killed() -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         run_to_end(["sleep", "60"], cwd=HERE, timeout_s=0.1)
     assert time.monotonic() - began_s < 30
+
+
+def test_one_that_is_to_be_ended_early_is_killed() -> None:
+    abort = os.eventfd(0)
+    try:
+        os.eventfd_write(abort, 1)
+        began_s = time.monotonic()
+        assert run_to_end(["sleep", "60"], cwd=HERE, timeout_s=60, abort=abort) == -signal.SIGKILL
+        assert time.monotonic() - began_s < 30
+    finally:
+        os.close(abort)
 
 
 def test_one_that_is_not_there_is_said() -> None:

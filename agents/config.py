@@ -22,7 +22,7 @@ from agents.authorization import RIGHTS_OF_ROLE, AccessPolicy, AccessRule, Right
 from agents.config_etcd import etcd_place
 from agents.errors import ConfigInvalid, PkiRefused, SettingsError
 from agents.hypervisors.qemu.spec import Accel
-from agents.ownership.gateway import EtcdPlace
+from agents.ownership.place import EtcdPlace
 from agents.revocation import read_list
 from agents.sections import (
     Endpoint,

@@ -12,7 +12,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from agents.errors import SettingsError
-from agents.ownership.gateway import EtcdPlace
+from agents.ownership.place import EtcdPlace
 from agents.sections import Section, duration, listed, paths, text
 
 __all__ = ["etcd_place"]

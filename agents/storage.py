@@ -18,8 +18,8 @@ from typing import Protocol
 import anyio
 
 from agents.ownership import fileops
-from agents.ownership.etcd import ETCD
 from agents.ownership.files import OWNERSHIP_DIR, FileRecords, outside
+from agents.ownership.place import ETCD
 from agents.ownership.threads import STORAGE_TIMEOUT_S, StorageThreads
 from agents.storageproof.places import SharedPlaces
 from agents.storageproof.probes import (

@@ -23,7 +23,8 @@ import secrets
 from typing import Final
 
 from agents.ownership.files import KEPT_RECORDS
-from agents.ownership.gateway import EtcdPlace, Gateway
+from agents.ownership.gateway import Gateway
+from agents.ownership.place import ETCD, EtcdPlace
 from migrate.errors import NotRecorded, StorageFailed
 from migrate.ownership import (
     MAX_RECORD_BYTES,
@@ -34,10 +35,8 @@ from migrate.ownership import (
     record_name,
 )
 
-__all__ = ["ETCD", "EtcdRecords"]
+__all__ = ["EtcdRecords"]
 
-# Every directory begins with a slash.
-ETCD: Final = "etcd:"
 IDENTITY_BYTES: Final = 16
 _PROBE: Final = re.compile(r"probe/[0-9a-f]{16}", re.ASCII)
 

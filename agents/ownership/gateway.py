@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import json
 import ssl
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import anyio
 import httpx
 
+from agents.ownership.place import EtcdPlace
 from migrate.errors import NotRecorded, StorageFailed
 
-__all__ = ["EtcdPlace", "Gateway"]
+__all__ = ["Gateway"]
 
 # A record is 1 KiB at most, in base64, and no question asks for more than a few; anything longer is no etcd of ours.
 MAX_ANSWER_BYTES: Final = 64 << 10
@@ -27,21 +26,6 @@ MAX_ANSWER_BYTES: Final = 64 << 10
 MAX_WORDS: Final = 200
 # What etcd answers when it looked at a question and did nothing: malformed, not allowed, no space left.
 _REFUSALS: Final = frozenset({400, 401, 403, 404, 413, 429})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EtcdPlace:
-    """Where an etcd is and how it is asked. `endpoints` are URLs; `timeout_s` is for each of them.
-
-    Without `ca` the system's certificate authorities are believed; without `certificate` none is shown.
-    """
-
-    endpoints: tuple[str, ...]
-    prefix: str
-    timeout_s: float
-    ca: Path | None = None
-    certificate: Path | None = None
-    key: Path | None = None
 
 
 class Gateway:

@@ -17,7 +17,7 @@ import anyio.abc
 import httpx
 import pytest
 
-from agents.ownership.gateway import EtcdPlace
+from agents.ownership.place import EtcdPlace
 from tests.agents.host.fleet import free_port
 from tests.agents.parted import Networks
 from tests.transport.certificates import Files

@@ -9,7 +9,8 @@ import anyio
 import pytest
 
 from agents.ownership.etcd import EtcdRecords, _put
-from agents.ownership.gateway import EtcdPlace, Gateway
+from agents.ownership.gateway import Gateway
+from agents.ownership.place import EtcdPlace
 from agents.storage import SharedDirs
 from migrate.errors import NotRecorded, StorageFailed
 from migrate.facts import DiskFacts, GuestFacts

@@ -1,4 +1,4 @@
-"""An agent's process: what its threads allocate for each batch costs no page faults, and none of it stays."""
+"""An agent's process: what it loads, and what its batches allocate: no page faults, and none of it stays."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import json, resource, threading
 from agents.host.footprint import before_imports, migration_ended
 before_imports()
 import zstandard
+from memory.codec import MAX_DATA_BYTES
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -22,7 +23,7 @@ def faults():
 def resident_bytes():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
 
-batch = bytes(range(256)) * 2048
+batch = bytes(range(256)) * (MAX_DATA_BYTES // 256)
 packed = zstandard.ZstdCompressor(level=1).compress(batch)
 seen = {}
 
@@ -54,7 +55,13 @@ def test_batches_cost_no_page_faults_and_a_migrations_buffers_go_back_to_the_ker
     said = subprocess.run([sys.executable, "-c", PROGRAM], check=True, capture_output=True, timeout=60)
     figures: dict[str, int] = json.loads(said.stdout)
 
-    # 128 pages a batch, 100 batches: each of them would be a fault.
+    # A whole batch, 100 times: each of its pages would be a fault.
     assert figures["faults"] < 1000
     assert figures["held_bytes"] > 20_000_000
     assert figures["left_bytes"] < 4_000_000
+
+
+def test_an_agent_without_an_etcd_loads_nothing_that_asks_one() -> None:
+    program = "import sys, agents.host.agent; print('httpx' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, timeout=60)
+    assert said.stdout == b"False\n"

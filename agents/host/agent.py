@@ -61,11 +61,11 @@ from transport import limits as wire_limits
 from transport.dial import peer_serial, serve
 from transport.errors import TransportError
 from transport.session import CallServer
+from transport.tls import Identity, Role
+from transport.wire import MessageChannel
 
 if TYPE_CHECKING:
     from agents.ownership.etcd import EtcdRecords
-from transport.tls import Identity, Role
-from transport.wire import MessageChannel
 
 __all__ = ["HostAgent", "run_agent"]
 

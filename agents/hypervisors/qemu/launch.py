@@ -25,6 +25,7 @@ from agents.hypervisors.qemu.qmp import Qmp
 from agents.hypervisors.qemu.rundir import QemuPaths, prepare_dir
 from agents.hypervisors.qemu.spec import QemuSpec
 from agents.storageproof.urls import is_remote
+from transport.flow import Waker
 from transport.sockets import run_interruptibly
 
 __all__ = ["Process", "end", "launch"]
@@ -143,21 +144,21 @@ async def _run(argv: list[str], spec: QemuSpec) -> None:
     A cancellation is not kept waiting by a QEMU that waits for something itself.
     """
     code, words = 0, b""
-    abort = os.eventfd(0, os.EFD_CLOEXEC)
+    abort = Waker()
 
     def run() -> None:
         nonlocal code, words
         # A file, not a pipe, and a thread, not the loop: the guest inherits what this opens, and an end of a pipe that
         # it held would keep the reader waiting.
         with tempfile.TemporaryFile() as output:
-            code = run_to_end(argv, cwd=Path("/"), timeout_s=START_TIMEOUT_S, output=output, abort=abort)
+            code = run_to_end(
+                argv, cwd=Path("/"), timeout_s=START_TIMEOUT_S, output=output, abort=abort.fileno()
+            )
             output.seek(0)
             words = output.read()[-_MAX_WORDS_BYTES:]
 
     try:
-        await run_interruptibly(
-            run, lambda: os.eventfd_write(abort, 1), anyio.to_thread.current_default_thread_limiter()
-        )
+        await run_interruptibly(run, abort.wake, anyio.to_thread.current_default_thread_limiter())
     except subprocess.TimeoutExpired as exc:
         raise QemuGone(
             f"QEMU for {spec.name} did not start within {START_TIMEOUT_S:g} s{_waited_for(spec)}"
@@ -165,7 +166,7 @@ async def _run(argv: list[str], spec: QemuSpec) -> None:
     except OSError as exc:
         raise QemuGone(f"{argv[0]} cannot be executed: {exc.strerror}") from exc
     finally:
-        os.close(abort)
+        abort.close()
     if code != 0:
         said = words.decode(errors="replace").strip()
         raise QemuGone(f"QEMU for {spec.name} did not start: {said or f'it ended with code {code}'}")

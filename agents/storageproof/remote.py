@@ -8,17 +8,18 @@ Source of what they print: QEMU, qapi/block-core.json (ImageInfo) and qemu-io-cm
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from agents.storageproof import tools
 from agents.storageproof.formats import read_head
 from agents.storageproof.sectors import MAX_OFFSETS, SECTOR_BYTES, digest_of
-from agents.storageproof.urls import RBD, DiskUrl, as_file, matches, parse, rbd_words
+from agents.storageproof.urls import GLUSTER, RBD, DiskUrl, as_file, matches, parse, rbd_words
 from migrate.facts import ImageFacts
 
 __all__ = ["look_at_url", "size_of_url"]
@@ -28,13 +29,14 @@ _MAX_SIZE_BYTES: Final = 1 << 62
 # Only to say why a tool has failed; with ANSWERS_WITHIN_S it stays within the storage's own bound.
 _CONNECTS_WITHIN_S: Final = 1.0
 # Where the URL's port is that of the service. NFS asks the portmapper for others.
-_PORT_IS_ITS_OWN: Final = ("nbd", "iscsi", "gluster", "ssh", RBD, "https", "http")
+_PORT_IS_ITS_OWN: Final = ("nbd", "iscsi", GLUSTER, "ssh", RBD, "https", "http")
 
 
 def size_of_url(url: str, patterns: Sequence[str]) -> int:
     """Give the bytes of what is there. Raises OSError, whose `strerror` is a sentence."""
     place = _allowed(url, patterns)
-    return _size(place, _named(url, place))
+    with _opened(_named(url, place)) as named:
+        return _size(place, named)
 
 
 def look_at_url(
@@ -49,8 +51,10 @@ def look_at_url(
     """
     place = _allowed(url, patterns)
     named = _named(url, place)
-    identity, size_bytes = _identity(place), _size(place, named)
-    first, digests = _sectors(named, offsets, size_bytes)
+    identity = _identity(place)
+    with _opened(named) as opened:
+        size_bytes = _size(place, opened)
+        first, digests = _sectors(opened, offsets, size_bytes)
     head = read_head(first, size_bytes)
     has_more = head.header is not None and bool(head.header.backing or head.header.data_file)
     return ImageFacts(
@@ -114,7 +118,8 @@ def _sectors(named: _Named, offsets: Sequence[int], size_bytes: int) -> tuple[by
 def _write_error(named: _Named) -> str:
     """Say why it cannot be opened for writing. Opened is all: nothing is asked of it then."""
     try:
-        named.ask("qemu-io", "-c", "quit")
+        with _opened(named, may_write=True) as opened:
+            opened.ask("qemu-io", "-c", "quit")
     except OSError as exc:
         return (exc.strerror or str(exc))[:500]
     return ""
@@ -122,6 +127,14 @@ def _write_error(named: _Named) -> str:
 
 def _named(url: str, place: DiskUrl) -> _Named:
     seconds = f"{tools.ANSWERS_WITHIN_S:g} s"
+    if place.scheme == GLUSTER:
+        volume, _, path = place.path.removeprefix("/").partition("/")
+        return _Named(
+            words=("-f", "raw", url),
+            silent=f"its server gave no answer within {seconds}; is there a file {path} in its volume {volume} that "
+            "this host may open? (Gluster's library takes ten seconds to say that there is not.)",
+            closes_slowly=True,
+        )
     if place.scheme != RBD:
         return _Named(
             words=("-f", "raw", url),
@@ -135,6 +148,17 @@ def _named(url: str, place: DiskUrl) -> _Named:
         silent=f"its Ceph gave no answer to client.{user} within {seconds}; is the key of client.{user} where Ceph "
         f"looks for it here (/etc/ceph/ceph.client.{user}.keyring, readable by the agent), and is the Ceph healthy?",
     )
+
+
+@contextlib.contextmanager
+def _opened(named: _Named, *, may_write: bool = False) -> Iterator[_Named]:
+    """Have an image that each tool would be slow to close opened once, for all that is asked of it in the block."""
+    if not named.closes_slowly:
+        yield named
+        return
+    rights = () if may_write else ("--read-only",)
+    with tools.serving(*rights, *named.words, silent=named.silent) as server:
+        yield replace(named, server=server)
 
 
 def _identity(place: DiskUrl) -> str:
@@ -166,20 +190,31 @@ class _ToolFailedError(OSError):
 class _Named:
     """A disk as QEMU's tools are told of it, and what it means that they are silent.
 
-    The last of `words` is the one that their errors repeat.
+    The last of `words` is the one that their errors repeat. libgfapi 10 keeps whoever closes a file for ten seconds.
     """
 
     words: tuple[str, ...]
     silent: str
+    closes_slowly: bool = False
+    server: tools.Server | None = None
 
     def ask(self, *program: str) -> bytes:
         """Give what a tool prints. Raises OSError, whose `strerror` is a sentence; _ToolFailedError: it says no."""
-        done = tools.run(*program, *self.words, silent=self.silent)
-        if done.returncode:
-            first = next(iter(done.stderr.decode(errors="replace").strip().splitlines()), "")
-            # Who reads it knows which disk it is of.
-            cause = first.partition(self.words[-1])[2].lstrip("': ") or first
-            if "Unknown protocol" in first:
-                cause = f"QEMU has no driver for it here (Debian: qemu-block-extra, Fedora: qemu-block-*): {cause}"
-            raise _ToolFailedError(0, cause[:300] or f"{program[0]} ended with {done.returncode}")
-        return done.stdout
+        words = ("-f", "raw", self.server.url) if self.server else self.words
+        done = tools.run(*program, *words, silent=self.silent)
+        if not done.returncode:
+            return done.stdout
+        if self.server and (said := self.server.last_words()) is not None:
+            raise _refusal("qemu-nbd", said, self.words[-1])
+        raise _refusal(program[0], done.stderr.decode(errors="replace"), words[-1])
+
+
+def _refusal(program: str, said: str, name: str) -> _ToolFailedError:
+    """Give what a tool has said as its cause, without the image's name: who reads it knows which it is."""
+    lines = said.strip().splitlines() or [""]
+    # Libraries of QEMU's drivers have logs of their own there.
+    own = next((line for line in lines if line.startswith(f"{program}: ")), lines[0])
+    cause = own.partition(name)[2].lstrip("': ") or own
+    if "Unknown protocol" in own:
+        cause = f"QEMU has no driver for it here (Debian: qemu-block-extra, Fedora: qemu-block-*): {cause}"
+    return _ToolFailedError(0, cause[:300] or f"{program} has failed")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 __all__ = [
+    "GLUSTER",
     "MAX_URL_BYTES",
     "RBD",
     "SCHEMES",
@@ -26,6 +27,7 @@ __all__ = [
     "rbd_words",
 ]
 
+GLUSTER: Final = "gluster"
 RBD: Final = "rbd"
 
 # QEMU's protocols that lead to another host, and whose URLs cannot name a file of this one; with their usual ports.
@@ -33,7 +35,7 @@ RBD: Final = "rbd"
 _PORTS: Final = {
     "nbd": 10809,
     "iscsi": 3260,
-    "gluster": 24007,
+    GLUSTER: 24007,
     "nfs": 2049,
     "ssh": 22,
     RBD: 3300,

@@ -1,4 +1,4 @@
-"""Real servers of network disks, each for as long as a block lasts: NBD, iSCSI, HTTP, NFS and Ceph."""
+"""Real servers of network disks, each for as long as a block lasts: NBD, iSCSI, HTTP, NFS, Gluster and Ceph."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from tests.waiting import until_blocking
 
 __all__ = [
     "IscsiTarget",
+    "gluster_file",
     "http_file",
     "iscsi_lun",
     "iscsi_target",
@@ -136,6 +137,29 @@ def nfs_file(image: Path) -> Iterator[str]:
         namespace = [*networks.prefix(0), "unshare", "--mount", "--pid", "--fork", "--kill-child"]
         with _running([*namespace, "sh", "-c", serve], serves):
             yield f"nfs://{address}:2049{image}"
+
+
+@contextlib.contextmanager
+def gluster_file(image: Path) -> Iterator[str]:
+    """Have a Gluster of one host, with an address of its own, and a copy of an image in its volume `guests`.
+
+    Give the image's URL. The daemons write to directories of the machine's, which are their own here.
+    """
+    brick, log, started = (image.with_name(f"gluster-{name}") for name in ("brick", "log", "started"))
+    brick.mkdir()
+    shutil.copy(image, brick)
+    own = ("/run", "/var/lib/glusterd", "/var/log/glusterfs")
+    mounts = " && ".join(f"mkdir -p {place} && mount -t tmpfs tmpfs {place}" for place in own)
+    with networks_of(1) as networks:
+        (address,) = networks.addresses
+        serve = (
+            f"{mounts} && mkdir /run/gluster && glusterd -N -L WARNING -l {log} & server=$!\n"
+            f"until gluster --mode=script volume create guests {address}:{brick} force; do sleep 0.1; done\n"
+            f"gluster --mode=script volume start guests && touch {started} && wait $server"
+        )
+        namespace = [*networks.prefix(0), "unshare", "--mount-proc", "--pid", "--fork", "--kill-child"]
+        with _running([*namespace, "sh", "-c", serve], started.exists):
+            yield f"gluster://{address}:24007/guests/{image.name}"
 
 
 @contextlib.contextmanager

@@ -14,7 +14,15 @@ import anyio.to_thread
 from agents.api import CheckReport
 from agents.hypervisors.qemu.spec import Cache, DiskSpec, Format
 from agents.storageproof import locks
-from tests.agents.diskservers import IscsiTarget, iscsi_lun, iscsi_target, nbd_export, nfs_file, rbd_image
+from tests.agents.diskservers import (
+    IscsiTarget,
+    gluster_file,
+    iscsi_lun,
+    iscsi_target,
+    nbd_export,
+    nfs_file,
+    rbd_image,
+)
 from tests.agents.libvirts import LIBVIRTD, make_pool, running_libvirt
 from tests.preflight.cases import fits, problem, warned
 from tests.preflight.needs import NotHere, need_file, need_fuse, need_program, need_root
@@ -310,6 +318,16 @@ async def a_file_of_an_nfs_server_that_both_reach(build: Build) -> CheckReport:
         need_program(program)
     need_file("qemu-block-extra", "/usr/lib/*/qemu/block-nfs.so")
     with nfs_file(image(build)) as url:
+        return await of_export(build, url, f'"{url}"')
+
+
+@fits
+async def a_file_of_a_gluster_volume_that_both_reach(build: Build) -> CheckReport:
+    need_root()
+    for program in ("glusterd", "gluster"):
+        need_program(program)
+    need_file("qemu-block-extra", "/usr/lib/*/qemu/block-gluster.so")
+    with gluster_file(image(build)) as url:
         return await of_export(build, url, f'"{url}"')
 
 

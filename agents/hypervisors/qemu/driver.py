@@ -45,7 +45,7 @@ from agents.hypervisors.qemu.guestfacts import (
 from agents.hypervisors.qemu.hardware import devices_of, memory_nodes_of, unplanned
 from agents.hypervisors.qemu.hostmodels import HostModels, ModelCatalog
 from agents.hypervisors.qemu.incoming import QemuIncomingGuest
-from agents.hypervisors.qemu.launch import Process, end, launch
+from agents.hypervisors.qemu.launch import UNUSED_CLOSES_WITHIN_S, Process, end, launch
 from agents.hypervisors.qemu.observe import (
     observed_cpu,
     observed_disks,
@@ -438,7 +438,7 @@ async def _discard(qmp: Qmp, paths: QemuPaths) -> None:
     with contextlib.suppress(QemuError):
         process = Process(qmp.peer_pid)
         try:
-            await end(qmp, process, paths)
+            await end(qmp, process, paths, closes_within_s=UNUSED_CLOSES_WITHIN_S)
         finally:
             process.close()
             await qmp.aclose()

@@ -15,7 +15,7 @@ import anyio.to_thread
 
 from agents.hypervisors.qemu.describe import block_places
 from agents.hypervisors.qemu.errors import QemuError, QemuGone, QmpFailed
-from agents.hypervisors.qemu.launch import Process, end
+from agents.hypervisors.qemu.launch import UNUSED_CLOSES_WITHIN_S, Process, end
 from agents.hypervisors.qemu.processmap import RamBlockPlace, open_block, places_of
 from agents.hypervisors.qemu.qmp import Qmp
 from agents.hypervisors.qemu.rundir import QemuPaths
@@ -77,7 +77,7 @@ class OpenGuest:
         if not held.is_open:
             return
         try:
-            await end(held.qmp, held.process, held.paths)
+            await end(held.qmp, held.process, held.paths, closes_within_s=UNUSED_CLOSES_WITHIN_S)
         except QemuError as exc:
             raise GuestRefused(str(exc)) from exc
         finally:

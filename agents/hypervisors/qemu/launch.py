@@ -28,12 +28,17 @@ from agents.storageproof.urls import is_remote
 from transport.flow import Waker
 from transport.sockets import run_interruptibly
 
-__all__ = ["Process", "end", "launch"]
+__all__ = ["UNUSED_CLOSES_WITHIN_S", "Process", "end", "launch"]
 
 # RAM of huge pages that is filled beforehand is what takes long.
 START_TIMEOUT_S: Final = 60.0
 # Giving back 64 GiB of RAM.
 END_TIMEOUT_S: Final = 10.0
+# What its guest has written may have to go to a server yet. One whose guest has gone on elsewhere, or has not run, has
+# nothing of it: the library of a Gluster disk alone would keep it for ten seconds.
+CLOSES_WITHIN_S: Final = 10.0
+UNUSED_CLOSES_WITHIN_S: Final = 2.0
+_QUIT_TIMEOUT_S: Final = 2.0
 _MAX_WORDS_BYTES: Final = 2000
 
 
@@ -101,19 +106,23 @@ async def launch(spec: QemuSpec, host: QemuHost, *, is_incoming: bool) -> tuple[
         raise
 
 
-async def end(qmp: Qmp | None, process: Process, paths: QemuPaths) -> None:
-    """End a QEMU for good; its RAM is free when this returns.
+async def end(
+    qmp: Qmp | None, process: Process, paths: QemuPaths, *, closes_within_s: float = CLOSES_WITHIN_S
+) -> None:
+    """End a QEMU for good; its RAM is free when this returns. Where it takes longer to close its disks it is killed.
 
     Raises:
         QemuGone: the kernel does not let it end.
     """
+    gives_up_at = anyio.current_time() + closes_within_s
     if qmp is not None:
         # It may have ended before us, which is what we want; one that does not answer is killed.
         with contextlib.suppress(Exception):
-            await qmp.execute("quit", timeout_s=2.0)
+            await qmp.execute("quit", timeout_s=min(_QUIT_TIMEOUT_S, closes_within_s))
+    left_s = max(gives_up_at - anyio.current_time(), 0.0)
 
     def wait() -> bool:
-        if process.has_ended(END_TIMEOUT_S):
+        if process.has_ended(left_s):
             return True
         process.kill()
         return process.has_ended(END_TIMEOUT_S)

@@ -3,32 +3,33 @@
 Law: pure, and both directions in one place. A URL has one spelling here (`DiskUrl.words`) and its words
 have one as well, so that who reads a guest's command line finds the URL that it was written from.
 
-Source: QEMU, qapi/block-core.json (BlockdevOptionsNbd, -Iscsi, -Nfs, -Rbd, -CurlHttp).
+Source: QEMU, qapi/block-core.json (BlockdevOptionsNbd, -Iscsi, -Nfs, -Gluster, -Rbd, -CurlHttp).
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
-from agents.storageproof.urls import RBD, DiskUrl, parse, rbd_words
+from agents.storageproof.urls import GLUSTER, RBD, DiskUrl, parse, rbd_words
 
 __all__ = ["PROTOCOLS", "problem_of", "take_url", "url_of_filename", "words_of"]
 
 # Those whose servers were tried with a guest that moves, or that it only reads.
-_NBD, _ISCSI, _NFS, _RBD, _HTTPS, _HTTP = PROTOCOLS = ("nbd", "iscsi", "nfs", RBD, "https", "http")
+PROTOCOLS = ("nbd", "iscsi", "nfs", GLUSTER, RBD, "https", "http")
+_NBD, _ISCSI, _NFS, _GLUSTER, _RBD, _HTTPS, _HTTP = PROTOCOLS
 # QEMU's curl driver cannot write.
 _READ_ONLY: Final = (_HTTPS, _HTTP)
 # BlockdevOptionsNfs has no port: libnfs asks the server's portmapper, or takes NFS's own.
 _NFS_PORT: Final = 2049
-# What is beside the words of a place, and makes it the place of something else. More monitors of one Ceph do not.
+# What is beside the words of a place, and makes it the place of something else. More servers of one cluster do not.
 _OF_ANOTHER_IMAGE: Final = frozenset({"file.conf", "file.snapshot"})
 _TARGET_AND_LUN: Final = re.compile(r"/(?P<target>[^/]+)/(?P<lun>[0-9]{1,5})")
 _EXAMPLES: Final = (
     "nbd://store1:10809/web1, iscsi://store1:3260/iqn.2026-01.example:web1/1, nfs://store1:2049/guests/web1, "
-    "rbd://vm@mon1:3300/guests/web1 or https://store1:443/install.iso"
+    "gluster://store1:24007/guests/web1, rbd://vm@mon1:3300/guests/web1 or https://store1:443/install.iso"
 )
 
 
@@ -41,6 +42,8 @@ def problem_of(text: str, *, is_read_only: bool) -> str | None:
         return f"{text!r:.200} does not name a target and a LUN, as iscsi://store1:3260/iqn.2026-01.example:web1/1"
     if url.scheme == _NFS and (url.port != _NFS_PORT or url.path.count("/") < 2):
         return f"{text!r:.200} does not name a file of an export at port {_NFS_PORT}, the only one QEMU can be told"
+    if url.scheme == _GLUSTER and url.path.count("/") < 2:
+        return f"{text!r:.200} does not name a volume and a file, as gluster://store1:24007/guests/web1"
     if url.scheme == _RBD and url.path.count("/") not in (2, 3):
         return f"{text!r:.200} does not name a pool and an image, as rbd://vm@mon1:3300/guests/web1"
     if url.scheme in _READ_ONLY and not is_read_only:
@@ -58,6 +61,10 @@ def words_of(url: DiskUrl) -> dict[str, str]:
         return {"transport": "tcp", "portal": url.authority, "target": target, "lun": lun}
     if url.scheme == _NFS:
         return {"server.type": "inet", "server.host": url.host, "path": url.path}
+    if url.scheme == _GLUSTER:
+        volume, _, path = url.path.removeprefix("/").partition("/")
+        server = {"server.0.type": "inet", "server.0.host": url.host, "server.0.port": str(url.port)}
+        return {"volume": volume, "path": path} | server
     return rbd_words(url) if url.scheme == _RBD else {"url": url.words}
 
 
@@ -67,6 +74,7 @@ def take_url(protocol: str, fields: dict[str, str]) -> str | None:
         _NBD: ("server.type", "server.host", "server.port", "export"),
         _ISCSI: ("transport", "portal", "target", "lun"),
         _NFS: ("server.type", "server.host", "path"),
+        _GLUSTER: ("volume", "path", "server.0.type", "server.0.host", "server.0.port"),
         _RBD: ("pool", "namespace", "image", "user", "server.0.host", "server.0.port"),
     }.get(protocol, ("url",))
     found = {name: fields.pop(f"file.{name}", "") for name in names}
@@ -77,11 +85,12 @@ def take_url(protocol: str, fields: dict[str, str]) -> str | None:
         url = parse(f"iscsi://{found['portal']}/{found['target']}/{found['lun']}")
     elif protocol == _NFS:
         url = parse(f"nfs://{_bracketed(found['server.host'])}:{_NFS_PORT}{found['path']}")
+    elif protocol == _GLUSTER:
+        url = parse(f"gluster://{_first_server(found)}/{found['volume']}/{found['path']}")
     elif protocol == _RBD:
         user = f"{found['user']}@" if found["user"] else ""
         path = "".join(f"/{found[name]}" for name in ("pool", "namespace", "image") if found[name])
-        monitor = f"{_bracketed(found['server.0.host'])}:{found['server.0.port']}"
-        url = parse(f"rbd://{user}{monitor}{path}")
+        url = parse(f"rbd://{user}{_first_server(found)}{path}")
     else:
         url = parse(found["url"])
     if (
@@ -120,6 +129,10 @@ def _flat(block: dict[str, object], prefix: str) -> Iterator[tuple[str, str]]:
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield prefix + key, str(value)
+
+
+def _first_server(words: Mapping[str, str]) -> str:
+    return f"{_bracketed(words['server.0.host'])}:{words['server.0.port']}"
 
 
 def _bracketed(host: str) -> str:

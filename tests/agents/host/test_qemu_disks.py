@@ -17,7 +17,15 @@ from agents.hypervisors.qemu.incoming import QemuIncomingGuest
 from agents.hypervisors.qemu.spec import DiskSpec, Format, QemuSpec
 from migrate.compression import Compression
 from migrate.errors import GuestRefused
-from tests.agents.diskservers import http_file, iscsi_lun, nbd_export, need_block_drivers, nfs_file, rbd_image
+from tests.agents.diskservers import (
+    gluster_file,
+    http_file,
+    iscsi_lun,
+    nbd_export,
+    need_block_drivers,
+    nfs_file,
+    rbd_image,
+)
 from tests.agents.host.fleet import HOSTS
 from tests.agents.host.qemu_guests import QemuGuests, qemu_fleet
 from tests.agents.hypervisors.qemu.conftest import needs_qemu
@@ -155,12 +163,12 @@ async def test_a_guest_on_a_block_device_moves_there_and_back(folder: Path) -> N
         await anyio.run_process(["losetup", "-d", device])
 
 
-@pytest.mark.parametrize("serving", [nbd_export, iscsi_lun, nfs_file, rbd_image])
+@pytest.mark.parametrize("serving", [nbd_export, iscsi_lun, nfs_file, gluster_file, rbd_image])
 async def test_a_guest_on_a_network_disk_moves_there_and_back(
     folder: Path, serving: Callable[[Path], AbstractContextManager[str]]
 ) -> None:
     """Its records have no disk file to lie beside: they are in the first shared directory."""
-    need_block_drivers("tgtd", "ganesha.nfsd", "rpcbind", "ceph-mon", "ceph-osd", "ceph", "rbd")
+    need_block_drivers("tgtd", "ganesha.nfsd", "rpcbind", "glusterd", "ceph-mon", "ceph-osd", "ceph", "rbd")
     image = folder / "export.raw"
     await anyio.run_process(["truncate", "-s", "64M", str(image)])
     with serving(image) as url:

@@ -7,6 +7,7 @@ import re
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -18,7 +19,15 @@ from agents.storageproof import tools
 from agents.storageproof.images import look_at
 from agents.storageproof.places import SharedPlaces
 from migrate.facts import DiskFacts, DiskKind, ImageFacts
-from tests.agents.diskservers import http_file, iscsi_lun, nbd_export, need_block_drivers, nfs_file, rbd_image
+from tests.agents.diskservers import (
+    gluster_file,
+    http_file,
+    iscsi_lun,
+    nbd_export,
+    need_block_drivers,
+    nfs_file,
+    rbd_image,
+)
 from tests.agents.hypervisors.qemu.conftest import needs_qemu
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow, needs_qemu()]
@@ -31,6 +40,7 @@ SERVERS = {
     "iscsi": (iscsi_lun, ("tgtd", "tgtadm")),
     "http": (http_file, ("nginx",)),
     "nfs": (nfs_file, ("ganesha.nfsd", "rpcbind", "rpcinfo", "ip", "unshare")),
+    "gluster": (gluster_file, ("glusterd", "gluster", "ip", "unshare")),
     "rbd": (rbd_image, ("ceph-mon", "ceph-osd", "ceph", "rbd")),
 }
 
@@ -72,13 +82,14 @@ def test_a_server_without_it_and_a_server_that_has_ended_are_said(image: Path, s
         "iscsi": "LOGICAL_UNIT_NOT_SUPPORTED",
         "http": "404",
         "nfs": "NOENT",
+        "gluster": "is there a file guest.ra9 in its volume guests",
         "rbd": "No such file",
     }
     with serving(image) as url:
         other = url[:-1] + "9"
         assert missing[scheme] in seen(other, patterns=(other,), read_only=True).error
     error = seen(url, patterns=(url,), read_only=True).error
-    assert re.search("cannot be reached|gave no answer|mount", error), error
+    assert re.search("cannot be reached|gave no answer|failed to connect|mount", error), error
 
 
 @pytest.mark.parametrize(
@@ -93,6 +104,17 @@ def test_what_can_only_be_read_says_so(image: Path, serving: Server, words: str)
     with serving(image) as url:
         assert words in seen(url, patterns=(url,)).write_error
         assert seen(url, patterns=(url,), read_only=True).write_error == ""
+
+
+def test_what_the_library_is_slow_to_close_is_asked_in_no_time(image: Path) -> None:
+    """A qemu-img that opens it takes ten seconds to end, and says nothing until then."""
+    need_block_drivers(*SERVERS["gluster"][1])
+    with gluster_file(image) as url:
+        began = time.monotonic()
+        assert seen(url, 0, patterns=(url,)).error == ""
+        assert time.monotonic() - began < tools.ANSWERS_WITHIN_S
+        other = url.replace("/guests/", "/others/")
+        assert "volume others, path guest.raw failed" in seen(other, patterns=(other,)).error
 
 
 def test_a_host_without_the_key_of_its_user_says_so(image: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +41,19 @@ async def test_whoever_gives_up_is_not_kept_by_one_that_waits(tmp_path: Path, is
             # It has written its number, and waits for the server.
             await until(lambda: list((tmp_path / "q").glob("*.pid")), "a QEMU that is being started")
             tasks.cancel_scope.cancel()
+    assert_nothing_is_left(tmp_path)
+
+
+async def test_one_that_is_not_ended_in_time_by_itself_is_killed(tmp_path: Path) -> None:
+    """As one does not end while the library of a disk server keeps it; this one is stopped."""
+    host = QemuHost(dir=tmp_path / "q", binary=QEMU, shared_dirs=(), accels=(Accel.TCG,))
+    qmp, paths = await launch.launch(PLAIN, host, is_incoming=True)
+    process = launch.Process(qmp.peer_pid)
+    os.kill(process.pid, signal.SIGSTOP)
+    with anyio.fail_after(launch.UNUSED_CLOSES_WITHIN_S):
+        await launch.end(qmp, process, paths, closes_within_s=0.2)
+    process.close()
+    await qmp.aclose()
     assert_nothing_is_left(tmp_path)
 
 

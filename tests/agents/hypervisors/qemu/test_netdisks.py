@@ -25,6 +25,13 @@ WORDS = {
         "server.host": "store1",
         "path": "/guests/web1",
     },
+    "gluster://[fd00::1]:24007/guests/tenant/web1.raw": {
+        "volume": "guests",
+        "path": "tenant/web1.raw",
+        "server.0.type": "inet",
+        "server.0.host": "fd00::1",
+        "server.0.port": "24007",
+    },
     "rbd://[fd00::1]:3300/guests/web1": {
         "pool": "guests",
         "image": "web1",
@@ -69,6 +76,12 @@ def test_a_url_and_its_words_are_one(url: str) -> None:
             "nbd://[::1]:10809/a",
         ),
         ("nfs://store1/guests/a", "nfs://store1:2049/guests/a"),
+        ("gluster://store1/guests/a", "gluster://store1:24007/guests/a"),
+        (
+            'json:{"driver": "raw", "file": {"server.0.host": "s", "driver": "gluster", "path": "b/a", "volume": "v", '
+            '"server.0.type": "inet", "server.0.port": "24007"}}',
+            "gluster://s:24007/v/b/a",
+        ),
         (
             'json:{"driver": "raw", "file": {"pool": "guests", "image": "a", "driver": "rbd", "user": "vm", "server": '
             '[{"host": "mon1", "port": "3300"}]}}',
@@ -91,6 +104,7 @@ def test_a_url_and_its_words_are_one(url: str) -> None:
                 "",
                 "/srv/guests/a",
                 "ssh://vm@store1/srv/a",
+                'json:{"driver": "gluster", "path": "a", "volume": "v", "server": [{"type": "unix", "path": "/s"}]}',
                 "rbd:pool/a",
                 'json:{"driver": "raw", "file": {"driver": "iscsi", "target": {"a": 1}}}',
                 'json:{"driver": "raw", "file": [1]}',
@@ -116,6 +130,7 @@ def test_what_qemu_calls_an_image_is_a_url_where_it_is_a_network_disk(name: str,
         ("iscsi://store1:3260/iqn.a:b/c/1", "a target and a LUN"),
         ("nfs://store1:2050/guests/a", "at port 2049"),
         ("nfs://store1:2049/a", "a file of an export"),
+        ("gluster://store1:24007/guests", "a volume and a file"),
         ("rbd://mon1:3300/guests", "a pool and an image"),
         ("rbd://mon1:3300/guests/a/b/c", "a pool and an image"),
         ("https://store1:443/install.iso", "read_only = true"),

@@ -53,7 +53,7 @@ def look_at(
     try:
         if urls.is_remote(path):
             seen = remote.look_at_url(path, places.urls, offsets=offsets, is_read_only=is_read_only)
-            return replace(seen, kernel=kernel())
+            return _with_pool(replace(seen, kernel=kernel()), path, places)
         located = places.locate(path)
         descriptor, is_direct = sectors.open_image(located)
     except (OSError, ValueError) as exc:
@@ -64,6 +64,10 @@ def look_at(
         return ImageFacts(error=_reason(exc), kernel=kernel())
     finally:
         os.close(descriptor)
+    return _with_pool(seen, path, places)
+
+
+def _with_pool(seen: ImageFacts, path: str, places: SharedPlaces) -> ImageFacts:
     if not places.libvirt:
         return seen
     try:

@@ -1,6 +1,6 @@
-"""Which type of storage pool has a path, as this host's libvirt knows it: asked with virsh, which changes nothing.
+"""Which type of storage pool has a disk, as this host's libvirt knows it: asked with virsh, which changes nothing.
 
-Law: the connection is read-only; each virsh (`tools`) is handed a path as one argument, and of what it says
+Law: the connection is read-only; each virsh (`tools`) is handed a volume as one argument, and of what it says
 MAX_SAID_BYTES are read. What libvirt has not seen since a pool was last refreshed is in no pool. Blocks.
 
 Source: libvirt, virsh(1) (vol-pool, pool-dumpxml) and https://libvirt.org/formatstorage.html.
@@ -12,8 +12,9 @@ import re
 from typing import Final
 
 from agents.storageproof import tools
+from agents.storageproof.urls import DEFAULT_PORTS, GLUSTER, ISCSI, RBD, parse
 
-__all__ = ["MAX_SAID_BYTES", "is_uri", "pool_of"]
+__all__ = ["MAX_SAID_BYTES", "is_uri", "pool_of", "volume_of"]
 
 # A pool's description has a kilobyte.
 MAX_SAID_BYTES: Final = 1 << 16
@@ -29,16 +30,38 @@ def is_uri(text: str) -> bool:
     return _URI.fullmatch(text) is not None
 
 
+def volume_of(path: str) -> str:
+    """Give the key by which libvirt would know the volume at a path or a URL; empty where no type of pool has any.
+
+    Source: libvirt, src/storage/storage_backend_gluster.c, _rbd.c and _iscsi_direct.c.
+    """
+    if path.startswith("/"):
+        return path
+    url = parse(path)
+    if url is None:
+        return ""
+    if url.scheme == GLUSTER:
+        # The pools of libvirt have a port of 0 for the usual one.
+        return url.words.replace(f":{DEFAULT_PORTS[GLUSTER]}/", "/", 1)
+    if url.scheme == RBD:
+        return url.path.removeprefix("/")
+    if url.scheme == ISCSI:
+        target, _, lun = url.path.removeprefix("/").rpartition("/")
+        return f"ip-{url.authority}-iscsi-{target}-lun-{lun}"
+    return ""
+
+
 def pool_of(path: str, uri: str) -> str:
-    """Give the type of the pool that has a volume of this path, as libvirt spells it; empty when none has.
+    """Give the type of the pool that has a volume at this path or URL, as libvirt spells it; empty when none has.
 
     Raises:
         OSError: it could not be asked; `strerror` is a sentence.
     """
-    if not path.startswith("/"):
+    volume = volume_of(path)
+    if not volume:
         return ""
     try:
-        uuid = _run(uri, "vol-pool", "--uuid", path).strip()
+        uuid = _run(uri, "vol-pool", "--uuid", f"--vol={volume}").strip()
     except _NotAVolumeError:
         return ""
     if not _UUID.fullmatch(uuid):

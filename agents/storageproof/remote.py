@@ -19,7 +19,7 @@ from typing import Final
 from agents.storageproof import tools
 from agents.storageproof.formats import read_head
 from agents.storageproof.sectors import MAX_OFFSETS, SECTOR_BYTES, digest_of
-from agents.storageproof.urls import GLUSTER, RBD, DiskUrl, as_file, matches, parse, rbd_words
+from agents.storageproof.urls import GLUSTER, ISCSI, RBD, DiskUrl, as_file, matches, parse, rbd_words
 from migrate.facts import ImageFacts
 
 __all__ = ["look_at_url", "size_of_url"]
@@ -29,7 +29,7 @@ _MAX_SIZE_BYTES: Final = 1 << 62
 # Only to say why a tool has failed; with ANSWERS_WITHIN_S it stays within the storage's own bound.
 _CONNECTS_WITHIN_S: Final = 1.0
 # Where the URL's port is that of the service. NFS asks the portmapper for others.
-_PORT_IS_ITS_OWN: Final = ("nbd", "iscsi", GLUSTER, "ssh", RBD, "https", "http")
+_PORT_IS_ITS_OWN: Final = ("nbd", ISCSI, GLUSTER, "ssh", RBD, "https", "http")
 
 
 def size_of_url(url: str, patterns: Sequence[str]) -> int:

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from typing import Final
 
 __all__ = [
+    "DEFAULT_PORTS",
     "GLUSTER",
+    "ISCSI",
     "MAX_URL_BYTES",
     "RBD",
     "SCHEMES",
@@ -28,13 +30,14 @@ __all__ = [
 ]
 
 GLUSTER: Final = "gluster"
+ISCSI: Final = "iscsi"
 RBD: Final = "rbd"
 
 # QEMU's protocols that lead to another host, and whose URLs cannot name a file of this one; with their usual ports.
 # QEMU itself has no URL of an image in Ceph.
-_PORTS: Final = {
+DEFAULT_PORTS: Final = {
     "nbd": 10809,
-    "iscsi": 3260,
+    ISCSI: 3260,
     GLUSTER: 24007,
     "nfs": 2049,
     "ssh": 22,
@@ -42,7 +45,7 @@ _PORTS: Final = {
     "https": 443,
     "http": 80,
 }
-SCHEMES: Final = tuple(_PORTS)
+SCHEMES: Final = tuple(DEFAULT_PORTS)
 _HOST: Final = r"(?:[A-Za-z0-9._-]+|\[[0-9a-f:]+\])"
 _URL: Final = re.compile(
     rf"(?P<scheme>{'|'.join(SCHEMES)})://(?:(?P<user>[A-Za-z0-9._-]+)@)?(?P<host>{_HOST})(?::(?P<port>[0-9]{{1,5}}))?"
@@ -106,7 +109,7 @@ def parse(url: str) -> DiskUrl | None:
     found = _URL.fullmatch(url) if len(url) <= MAX_URL_BYTES else None
     if found is None or ".." in found["path"].split("/"):
         return None
-    port = int(found["port"] or _PORTS[found["scheme"]])
+    port = int(found["port"] or DEFAULT_PORTS[found["scheme"]])
     if not 0 < port < 1 << 16:
         return None
     user = (found["user"] or "") if found["scheme"] == RBD else ""

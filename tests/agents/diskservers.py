@@ -25,6 +25,7 @@ __all__ = [
     "iscsi_lun",
     "iscsi_target",
     "nbd_export",
+    "mounted_gluster",
     "need_block_drivers",
     "nfs_file",
     "rbd_image",
@@ -160,6 +161,18 @@ def gluster_file(image: Path) -> Iterator[str]:
         namespace = [*networks.prefix(0), "unshare", "--mount-proc", "--pid", "--fork", "--kill-child"]
         with _running([*namespace, "sh", "-c", serve], started.exists):
             yield f"gluster://{address}:24007/guests/{image.name}"
+
+
+@contextlib.contextmanager
+def mounted_gluster(url: str, place: Path) -> Iterator[None]:
+    """Have the volume of a URL as a file system, through FUSE."""
+    host, volume = url.removeprefix("gluster://").split("/")[:2]
+    subprocess.run(["mount", "-t", "glusterfs", f"{host.partition(':')[0]}:{volume}", place], check=True)
+    try:
+        yield
+    finally:
+        # Whoever has a file of it open is let go, with an error.
+        subprocess.run(["umount", "--force", "--lazy", place], check=True)
 
 
 @contextlib.contextmanager

@@ -10,14 +10,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from agents.storageproof.urls import ISCSI, RBD, parse
 from tests.waiting import until_blocking
 
-__all__ = ["LIBVIRTD", "make_pool", "refresh", "running_libvirt"]
+__all__ = ["LIBVIRTD", "make_pool", "make_pool_of_url", "refresh", "running_libvirt"]
 
 LIBVIRTD: Final = shutil.which("libvirtd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 # The daemon of root would be the machine's own.
 NOBODY: Final = 65534
 STARTS_WITHIN_S: Final = 20.0
+SECRET: Final = "bbbbbbbb-1111-4111-8111-00000000000b"
 
 
 @contextmanager
@@ -60,10 +62,48 @@ def running_libvirt(folder: Path) -> Iterator[str]:
         daemon.wait(20)
 
 
-def make_pool(uri: str, kind: str, target: Path, device: str = "") -> None:
-    """Make a pool of the volumes that are there now; of kind `fs` it is of the device that is mounted there."""
-    source = ("--source-dev", device) if device else ()
-    virsh(uri, "pool-create-as", target.name, kind, *source, "--target", str(target))
+def make_pool(uri: str, kind: str, target: Path, *source: str) -> None:
+    """Make a pool of the volumes that are there now.
+
+    Of kind `fs` its source is the device that is mounted there; of kind `netfs` a host, a directory and a format.
+    """
+    names = ("--source-dev",) if kind == "fs" else ("--source-host", "--source-path", "--source-format")
+    words = [word for pair in zip(names, source, strict=False) for word in pair]
+    virsh(uri, "pool-create-as", target.name, kind, *words, "--target", str(target))
+
+
+def make_pool_of_url(uri: str, url: str, folder: Path) -> str:
+    """Make a pool in which a network disk is a volume; give its type. `folder` has a place for files meanwhile."""
+    place = parse(url)
+    assert place is not None
+    source, kind = f"<host name='{place.host}' port='{place.port}'/>", place.scheme
+    first = place.path.split("/")[1]
+    if kind == ISCSI:
+        kind = "iscsi-direct"
+        source += f"<device path='{first}'/><initiator><iqn name='iqn.2026-01.example:host'/></initiator>"
+    elif kind == RBD:
+        source += (
+            f"<name>{first}</name><auth type='ceph' username='{place.user}'><secret uuid='{SECRET}'/></auth>"
+        )
+        _make_secret(uri, place.user, folder)
+    else:
+        source = f"<host name='{place.host}'/><name>{first}</name>"
+    described = folder / "pool.xml"
+    described.write_text(f"<pool type='{kind}'><name>far</name><source>{source}</source></pool>")
+    virsh(uri, "pool-create", str(described))
+    return kind
+
+
+def _make_secret(uri: str, user: str, folder: Path) -> None:
+    """Have the key of a user of Ceph that Ceph's own configuration leads to."""
+    keys = Path(os.environ["CEPH_CONF"]).with_name(f"client.{user}.keyring").read_text()
+    described, key = folder / "secret.xml", folder / "key"
+    described.write_text(
+        f"<secret ephemeral='yes'><uuid>{SECRET}</uuid><usage type='ceph'><name>{user}</name></usage></secret>"
+    )
+    key.write_text(keys.partition("key = ")[2].split()[0])
+    virsh(uri, "secret-define", str(described))
+    virsh(uri, "secret-set-value", SECRET, "--file", str(key))
 
 
 def refresh(uri: str, target: Path) -> None:
@@ -72,6 +112,6 @@ def refresh(uri: str, target: Path) -> None:
 
 
 def virsh(uri: str, *words: str) -> None:
-    subprocess.run(
-        ["virsh", "--quiet", "--connect", uri, *words], check=True, capture_output=True, timeout=30
-    )
+    command = ["virsh", "--quiet", "--connect", uri, *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr

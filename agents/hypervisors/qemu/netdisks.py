@@ -13,12 +13,12 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from agents.storageproof.urls import GLUSTER, RBD, DiskUrl, parse, rbd_words
+from agents.storageproof.urls import GLUSTER, ISCSI, RBD, DiskUrl, parse, rbd_words
 
 __all__ = ["PROTOCOLS", "problem_of", "take_url", "url_of_filename", "words_of"]
 
 # Those whose servers were tried with a guest that moves, or that it only reads.
-PROTOCOLS = ("nbd", "iscsi", "nfs", GLUSTER, RBD, "https", "http")
+PROTOCOLS = ("nbd", ISCSI, "nfs", GLUSTER, RBD, "https", "http")
 _NBD, _ISCSI, _NFS, _GLUSTER, _RBD, _HTTPS, _HTTP = PROTOCOLS
 # QEMU's curl driver cannot write.
 _READ_ONLY: Final = (_HTTPS, _HTTP)

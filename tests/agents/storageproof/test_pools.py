@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,19 @@ import pytest
 from agents.storageproof import tools
 from agents.storageproof.images import look_at
 from agents.storageproof.places import SharedPlaces
-from agents.storageproof.pools import is_uri, pool_of
+from agents.storageproof.pools import is_uri, pool_of, volume_of
+from tests.agents.diskservers import gluster_file, iscsi_lun, need_block_drivers, rbd_image
 from tests.agents.host.fleet import scratch_folder
-from tests.agents.libvirts import LIBVIRTD, make_pool, refresh, running_libvirt
+from tests.agents.libvirts import (
+    LIBVIRTD,
+    make_pool,
+    make_pool_of_url,
+    refresh,
+    running_libvirt,
+)
 from tests.preflight.disks import loop_of, mounted_here
 from tests.preflight.needs import NotHere
+from tests.preflight.pools import need_libvirt
 
 URI = "qemu:///system"
 UUID = "fe165a7c-5818-47ac-8f78-852429044ff0"
@@ -84,6 +93,50 @@ def test_a_file_system_that_is_a_pool_is_known_by_its_type() -> None:
             make_pool(uri, "fs", target, device)
             assert pool_of(str(image), uri) == "fs"
             assert pool_of(str(behind), uri) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    LIBVIRTD is None or shutil.which("virsh") is None or os.geteuid() != 0,
+    reason="needs root, libvirt-daemon, libvirt-daemon-driver-qemu and libvirt-clients",
+)
+@pytest.mark.parametrize(
+    ("serving", "kind"), [(gluster_file, "gluster"), (iscsi_lun, "iscsi-direct"), (rbd_image, "rbd")]
+)
+def test_a_network_disk_that_is_a_volume_is_known_by_its_url(
+    serving: Callable[[Path], AbstractContextManager[str]], kind: str
+) -> None:
+    need_block_drivers("glusterd", "tgtd", "ceph-mon", "ceph-osd")
+    try:
+        need_libvirt(kind)
+    except NotHere as exc:
+        pytest.skip(str(exc))
+    with scratch_folder() as folder:
+        image = folder / "guest.raw"
+        image.write_bytes(os.urandom(1 << 20))
+        with serving(image) as url, running_libvirt(folder) as uri:
+            assert pool_of(url, uri) == ""
+            assert make_pool_of_url(uri, url, folder) == kind
+            seen = look_at(url, SharedPlaces.of((), (), (url,), libvirt=uri))
+            assert (seen.error, seen.pool, seen.pool_error) == ("", kind, "")
+            assert pool_of(url[:-1] + "9", uri) == ""
+
+
+@pytest.mark.parametrize(
+    ("place", "volume"),
+    [
+        ("/srv/guests/web1.raw", "/srv/guests/web1.raw"),
+        ("gluster://store1:24007/guests/a/web1.raw", "gluster://store1/guests/a/web1.raw"),
+        ("gluster://store1:24008/guests/web1.raw", "gluster://store1:24008/guests/web1.raw"),
+        ("rbd://vm@mon1:3300/guests/web1", "guests/web1"),
+        ("iscsi://[fd00::1]:3260/iqn.a:b/7", "ip-[fd00::1]:3260-iscsi-iqn.a:b-lun-7"),
+        ("nbd://store1:10809/web1", ""),
+        ("nfs://store1:2049/guests/web1", ""),
+        ("--help", ""),
+    ],
+)
+def test_what_libvirt_calls_a_disk(place: str, volume: str) -> None:
+    assert volume_of(place) == volume
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,121 @@
+"""Network disks that both ends reach, or one of them, or nobody."""
+
+from __future__ import annotations
+
+import anyio
+import anyio.to_thread
+
+from agents.api import CheckReport
+from agents.hypervisors.qemu.spec import DiskSpec, Format
+from tests.agents.diskservers import (
+    IscsiTarget,
+    gluster_file,
+    iscsi_lun,
+    iscsi_target,
+    nbd_export,
+    nfs_file,
+    rbd_image,
+)
+from tests.preflight.cases import fits, problem
+from tests.preflight.disks import image
+from tests.preflight.needs import need_file, need_program, need_root
+from tests.preflight.stage import Build
+
+
+async def of_export(build: Build, url: str, allowed: str, storage: str = "") -> CheckReport:
+    """Check a guest on a network disk; the source's QEMU was started by somebody who allows it."""
+    disks = (DiskSpec(path=url, format=Format.RAW),)
+    async with build(qemu="\n", storage=f"network_disks = [{allowed}]\n{storage}") as stage:
+        return await stage.check(await stage.qemu(disks=disks, place={"network_disks": (url,)}))
+
+
+@fits
+async def a_network_disk_that_both_reach(build: Build) -> CheckReport:
+    need_program("qemu-nbd")
+    with nbd_export(image(build)) as url:
+        return await of_export(build, url, f'"{url}"')
+
+
+@fits
+async def a_lun_that_both_reach(build: Build) -> CheckReport:
+    need_iscsi()
+    with iscsi_lun(image(build)) as url:
+        return await of_export(build, url, f'"{url}"')
+
+
+@fits
+async def a_file_of_an_nfs_server_that_both_reach(build: Build) -> CheckReport:
+    need_root()
+    for program in ("ganesha.nfsd", "rpcbind", "rpcinfo"):
+        need_program(program)
+    need_file("qemu-block-extra", "/usr/lib/*/qemu/block-nfs.so")
+    with nfs_file(image(build)) as url:
+        return await of_export(build, url, f'"{url}"')
+
+
+@fits
+async def a_file_of_a_gluster_volume_that_both_reach(build: Build) -> CheckReport:
+    need_gluster()
+    with gluster_file(image(build)) as url:
+        return await of_export(build, url, f'"{url}"')
+
+
+@fits
+async def an_image_in_ceph_that_both_reach(build: Build) -> CheckReport:
+    need_ceph()
+    with rbd_image(image(build)) as url:
+        return await of_export(build, url, f'"{url}"')
+
+
+@problem("disk-access")
+async def a_lun_that_nobody_may_write(build: Build) -> CheckReport:
+    need_iscsi()
+    with iscsi_target(image(build)) as target:
+        words = ("logicalunit", "update", "--lun", "1", "--params", "readonly=1")
+        return await of_changed(build, target, *words)
+
+
+@problem("storage", "disk-content", "disk-access")
+async def a_lun_of_a_target_that_lets_nobody_in_any_more(build: Build) -> CheckReport:
+    need_iscsi()
+    with iscsi_target(image(build)) as target:
+        return await of_changed(build, target, "target", "unbind", "-I", "ALL")
+
+
+async def of_changed(
+    build: Build, target: IscsiTarget, mode: str, operation: str, *words: str
+) -> CheckReport:
+    """Check a guest on a LUN of which tgtadm was told something since it started."""
+    disks, place = (DiskSpec(path=target.url, format=Format.RAW),), {"network_disks": (target.url,)}
+    async with build(qemu="\n", storage=f'network_disks = ["{target.url}"]') as stage:
+        guest = await stage.qemu(disks=disks, place=place)
+        await anyio.to_thread.run_sync(lambda: target.tell(mode, operation, *words))
+        return await stage.check(guest)
+
+
+def need_iscsi() -> None:
+    """The server, and QEMU's driver."""
+    need_program("tgtd")
+    need_file("qemu-block-extra", "/usr/lib/*/qemu/block-iscsi.so")
+
+
+@problem("storage", "disk-content", "disk-access", "disk-file")
+async def a_network_disk_that_the_configurations_do_not_name(build: Build) -> CheckReport:
+    need_program("qemu-nbd")
+    with nbd_export(image(build)) as url:
+        return await of_export(build, url, '"nbd://store1:10809/guest-*"')
+
+
+def need_gluster() -> None:
+    """The server, in networks and mounts of its own, and QEMU's driver."""
+    need_root()
+    for program in ("glusterd", "gluster"):
+        need_program(program)
+    need_file("qemu-block-extra", "/usr/lib/*/qemu/block-gluster.so")
+
+
+def need_ceph() -> None:
+    """The server, and QEMU's driver."""
+    for program in ("ceph-mon", "ceph-osd", "ceph", "rbd"):
+        need_program(program)
+    need_file("qemu-block-extra", "/usr/lib/*/qemu/block-rbd.so")

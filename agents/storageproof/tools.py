@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
 import subprocess
 import tempfile
@@ -21,12 +22,15 @@ ANSWERS_WITHIN_S: Final = 2.0
 _LOOKS_EVERY_S: Final = 0.01
 # From when its socket is closed until it is gone.
 _ENDS_WITHIN_S: Final = 0.5
+# prctl(2), PR_SET_PDEATHSIG: the thread that has started it is the one that waits in the block.
+_ENDS_WITH_US: Final = ("setpriv", "--pdeathsig", "KILL")
 _QEMU_TOOLS: Final = "Debian: qemu-utils, Fedora: qemu-img"
 _PACKAGES: Final = MappingProxyType(
     {
         "qemu-img": _QEMU_TOOLS,
         "qemu-io": _QEMU_TOOLS,
         "qemu-nbd": _QEMU_TOOLS,
+        "setpriv": "util-linux",
         "virsh": "Debian: libvirt-clients, Fedora: libvirt-client",
     }
 )
@@ -74,24 +78,23 @@ class Server:
 def serving(*words: str, silent: str) -> Iterator[Server]:
     """Have a qemu-nbd serve an image to this host's other tools while a block runs. Blocks.
 
-    It is killed at the end, so that nobody waits until it has closed the image.
+    It is killed at the end, so that nobody waits until it has closed the image, and also where the agent is killed.
 
     Raises:
         OSError: it is not here, or does not start in time, which `silent` says; `strerror` is a sentence.
     """
     with tempfile.TemporaryDirectory(prefix="vmferry-nbd-") as folder, contextlib.ExitStack() as stack:
         place, said = Path(folder, "socket"), Path(folder, "said")
-        command = ("qemu-nbd", "--persistent", "--shared=0", f"--socket={place}", *words)
-        try:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=stack.enter_context(said.open("wb")),
-                env=_english(),
-            )
-        except FileNotFoundError as exc:
-            raise _not_here(command[0]) from exc
+        for program in ("qemu-nbd", _ENDS_WITH_US[0]):
+            if shutil.which(program) is None:
+                raise _not_here(program)
+        process = subprocess.Popen(
+            (*_ENDS_WITH_US, "qemu-nbd", "--persistent", "--shared=0", f"--socket={place}", *words),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=stack.enter_context(said.open("wb")),
+            env=_english(),
+        )
         stack.callback(process.wait)
         stack.callback(process.kill)
         gives_up_at = time.monotonic() + ANSWERS_WITHIN_S

@@ -94,6 +94,7 @@ async def test_a_large_guest_that_is_mostly_empty_stays_so(folder: Path) -> None
         assert _shared_memory_kib(guests.pid("host-b", spec)) < 1 << 20
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize(
     "memories",
     [

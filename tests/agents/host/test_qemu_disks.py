@@ -163,6 +163,7 @@ async def test_a_guest_on_a_block_device_moves_there_and_back(folder: Path) -> N
         await anyio.run_process(["losetup", "-d", device])
 
 
+@pytest.mark.dealt
 @pytest.mark.parametrize("serving", [nbd_export, iscsi_lun, nfs_file, gluster_file, rbd_image])
 async def test_a_guest_on_a_network_disk_moves_there_and_back(
     folder: Path, serving: Callable[[Path], AbstractContextManager[str]]

@@ -7,6 +7,8 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from agents.hypervisors.processes import has_ended
 from agents.storage import SharedDirs
 from agents.storageproof import tools
 from agents.storageproof.images import look_at
@@ -117,6 +120,24 @@ def test_what_the_library_is_slow_to_close_is_asked_in_no_time(image: Path) -> N
         assert "volume others, path guest.raw failed" in seen(other, patterns=(other,)).error
 
 
+def test_a_server_of_this_host_ends_with_whoever_asked_it(image: Path) -> None:
+    script = (
+        "import sys\nfrom agents.storageproof import tools\n"
+        "with tools.serving('--read-only', '-f', 'raw', sys.argv[1], silent='') as server:\n"
+        "    print(server._process.pid, flush=True)\n    sys.stdin.read()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(image)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as asker:
+        assert asker.stdout is not None
+        server = os.pidfd_open(int(asker.stdout.readline()))
+        try:
+            asker.kill()
+            assert has_ended(server, 5.0)
+        finally:
+            os.close(server)
+
+
 def test_a_host_without_the_key_of_its_user_says_so(image: Path) -> None:
     need_block_drivers(*SERVERS["rbd"][1])
     with rbd_image(image) as url:
@@ -168,10 +189,30 @@ def test_a_server_that_takes_one_client_only_is_noticed(image: Path, monkeypatch
             holder.communicate()
 
 
-def test_a_host_without_the_tools_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("url", "tool"),
+    [("nbd://127.0.0.1:1/guest-1", "qemu-img"), ("gluster://127.0.0.1:1/guests/guest-1", "qemu-nbd")],
+)
+def test_a_host_without_the_tools_says_which(monkeypatch: pytest.MonkeyPatch, url: str, tool: str) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    assert shutil.which("qemu-img") is None
-    assert "qemu-utils" in seen("nbd://127.0.0.1:1/guest-1").error
+    assert shutil.which(tool) is None
+    assert f"{tool} is not installed here (Debian: qemu-utils" in seen(url, patterns=(url,)).error
+
+
+@pytest.mark.parametrize("script", ["exec sleep 60", "exit 1", "echo 'qemu-nbd: no such thing' >&2; exit 1"])
+def test_a_server_of_this_host_that_does_not_start_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
+) -> None:
+    monkeypatch.setattr(tools, "ANSWERS_WITHIN_S", 0.3)
+    fake = tmp_path / "qemu-nbd"
+    fake.write_text(f"#!/bin/sh\n{script}\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"gluster://127.0.0.1:{server.getsockname()[1]}/guests/guest-1"
+        error = seen(url, patterns=(url,)).error
+    assert re.search("gave no answer|qemu-nbd has failed|no such thing", error), error
+    assert not list(Path(tempfile.gettempdir()).glob("vmferry-nbd-*"))
 
 
 def test_a_qemu_without_a_driver_for_it_says_where_that_is(

@@ -127,7 +127,10 @@ def test_a_server_of_this_host_ends_with_whoever_asked_it(image: Path) -> None:
         "    print(server._process.pid, flush=True)\n    sys.stdin.read()\n"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", script, str(image)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", script, str(image)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "TMPDIR": str(image.parent)},
     ) as asker:
         assert asker.stdout is not None
         server = os.pidfd_open(int(asker.stdout.readline()))
@@ -204,6 +207,7 @@ def test_a_server_of_this_host_that_does_not_start_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
 ) -> None:
     monkeypatch.setattr(tools, "ANSWERS_WITHIN_S", 0.3)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     fake = tmp_path / "qemu-nbd"
     fake.write_text(f"#!/bin/sh\n{script}\n")
     fake.chmod(0o755)
@@ -212,7 +216,7 @@ def test_a_server_of_this_host_that_does_not_start_is_not_waited_for(
         url = f"gluster://127.0.0.1:{server.getsockname()[1]}/guests/guest-1"
         error = seen(url, patterns=(url,)).error
     assert re.search("gave no answer|qemu-nbd has failed|no such thing", error), error
-    assert not list(Path(tempfile.gettempdir()).glob("vmferry-nbd-*"))
+    assert list(tmp_path.iterdir()) == [fake]
 
 
 def test_a_qemu_without_a_driver_for_it_says_where_that_is(

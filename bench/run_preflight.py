@@ -17,9 +17,9 @@ import anyio
 import pytest
 
 from tests.agents.host.fleet import scratch_folder
+from tests.needs import NotHere
 from tests.preflight.cases import Case, Outcome
 from tests.preflight.matrix import all_cases
-from tests.preflight.needs import NotHere
 from tests.preflight.stage import Build
 
 QUESTION: Final = "Does the preflight find every problem, and nothing where there is none?"

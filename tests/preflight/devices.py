@@ -10,8 +10,8 @@ from agents.hypervisors.qemu.spec import MemorySpec, Vga
 from tests.agents.host.qemu_by_hand import started_by_hand
 from tests.agents.hypervisors.qemu.impostor import write_impostor
 from tests.hugepages import huge_pages
+from tests.needs import NotHere, need_file, need_program, need_root
 from tests.preflight.cases import fits, problem, warned
-from tests.preflight.needs import NotHere, need_file, need_program, need_root
 from tests.preflight.stage import Build
 
 QEMU_ON_BOTH = "\n"

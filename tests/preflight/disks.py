@@ -14,8 +14,9 @@ import anyio.to_thread
 from agents.api import CheckReport
 from agents.hypervisors.qemu.spec import Cache, DiskSpec, Format
 from agents.storageproof import locks
+from tests.loopdevices import loop_of
+from tests.needs import NotHere, need_fuse, need_program, need_root
 from tests.preflight.cases import fits, problem, warned
-from tests.preflight.needs import NotHere, need_fuse, need_program, need_root
 from tests.preflight.stage import Build, Stage
 
 MIB = 1 << 20
@@ -214,20 +215,6 @@ def mounted_here(place: Path, *command: str) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", "-l", str(place)], check=True)
-
-
-@contextmanager
-def loop_of(path: Path) -> Iterator[str]:
-    """Give a block device of this file while the block runs."""
-    need_root()
-    done = subprocess.run(["losetup", "-f", "--show", path], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise NotHere("no loop device can be made here")
-    device = done.stdout.strip()
-    try:
-        yield device
-    finally:
-        subprocess.run(["losetup", "-d", device], check=True)
 
 
 @fits

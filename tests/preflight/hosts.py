@@ -6,8 +6,8 @@ import uuid
 
 from agents.api import CheckReport
 from tests.agents.hypervisors.qemu.conftest import QEMU
+from tests.needs import need_file
 from tests.preflight.cases import fits, problem, warned
-from tests.preflight.needs import need_file
 from tests.preflight.stage import Build
 
 

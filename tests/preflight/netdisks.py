@@ -16,9 +16,9 @@ from tests.agents.diskservers import (
     nfs_file,
     rbd_image,
 )
+from tests.needs import need_file, need_program, need_root
 from tests.preflight.cases import fits, problem
 from tests.preflight.disks import image
-from tests.preflight.needs import need_file, need_program, need_root
 from tests.preflight.stage import Build
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from agents.api import CheckReport
 from tests.agents.diskservers import gluster_file, iscsi_lun, mounted_gluster, rbd_image
 from tests.agents.libvirts import LIBVIRTD, make_pool, make_pool_of_url, running_libvirt
+from tests.loopdevices import loop_of
+from tests.needs import NotHere, need_file, need_fuse, need_program, need_root
 from tests.preflight.cases import fits, problem
-from tests.preflight.disks import MIB, copied, image, loop_of, mounted_here, of_embedded
-from tests.preflight.needs import NotHere, need_file, need_fuse, need_program, need_root
+from tests.preflight.disks import MIB, copied, image, mounted_here, of_embedded
 from tests.preflight.netdisks import need_ceph, need_gluster, need_iscsi, of_export
 from tests.preflight.stage import Build
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import shutil
 import subprocess
 import threading
 import time
@@ -23,12 +22,13 @@ from migrate.preflight import Severity
 from tests.agents.host.fleet import HOSTS, Fleet, free_port
 from tests.agents.host.processes import Processes, running_processes
 from tests.agents.host.test_path import checked, finding
+from tests.networks import PLUG, ip, need_networks, plug, tear_down
 from tests.waiting import delay, looks_blocking
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 SPACE, CABLE = "vmf-path", "vmf-path0"
-ADDRESSES = {"host-a": "10.79.0.1", "host-b": "10.79.0.2"}
+ADDRESSES = {"host-a": "10.76.0.1", "host-b": "10.76.0.2"}
 MTU_BYTES = 1300
 RATE_BYTES_PER_S = 100e6 / 8
 # What a guest may notice of a preflight at most.
@@ -38,29 +38,21 @@ TURNS = 3
 ALONE_S = 1.2
 
 
-def run(*words: str) -> None:
-    subprocess.run(words, check=True, capture_output=True)
-
-
 @contextmanager
 def cable() -> Iterator[None]:
     """A namespace for host-b, and a cable to it of 100 Mbit/s whose packets are small."""
-    if os.geteuid() != 0 or shutil.which("ip") is None or shutil.which("tc") is None:
-        pytest.skip("needs root and iproute2 for network namespaces")
+    need_networks("tc")
+    tear_down([SPACE], [CABLE])
     try:
-        run("ip", "netns", "add", SPACE)
-        run("ip", "link", "add", CABLE, "type", "veth", "peer", "name", "up0", "netns", SPACE)
-        for prefix, device, host in ((("ip",), CABLE, "host-a"), (("ip", "-n", SPACE), "up0", "host-b")):
-            run(*prefix, "addr", "add", f"{ADDRESSES[host]}/24", "dev", device)
-            run(*prefix, "link", "set", device, "mtu", str(MTU_BYTES), "up")
-        run("ip", "-n", SPACE, "link", "set", "lo", "up")
+        plug(SPACE, CABLE, address=f"{ADDRESSES['host-b']}/24")
+        ip("addr", "add", f"{ADDRESSES['host-a']}/24", "dev", CABLE)
+        ip("link", "set", CABLE, "mtu", str(MTU_BYTES))
+        ip("-n", SPACE, "link", "set", PLUG, "mtu", str(MTU_BYTES))
         shape = ("root", "tbf", "rate", "100mbit", "burst", "64kb", "limit", "256kb")
-        run("tc", "qdisc", "add", "dev", CABLE, *shape)
+        subprocess.run(["tc", "qdisc", "add", "dev", CABLE, *shape], check=True)
         yield
     finally:
-        # The cable first: a namespace that is deleted lets go of its own only some time later.
-        for words in (("ip", "link", "del", CABLE), ("ip", "netns", "del", SPACE)):
-            subprocess.run(words, capture_output=True, check=False)
+        tear_down([SPACE], [CABLE])
 
 
 async def test_a_device_with_a_rate_and_a_small_mtu_is_measured_as_it_is(folder: Path) -> None:

@@ -29,6 +29,8 @@ from tests.agents.diskservers import (
 from tests.agents.host.fleet import HOSTS
 from tests.agents.host.qemu_guests import QemuGuests, qemu_fleet
 from tests.agents.hypervisors.qemu.conftest import needs_qemu
+from tests.loopdevices import loop_of
+from tests.needs import skipped_where_not_here
 from tests.waiting import looks, until
 
 pytestmark = [
@@ -147,11 +149,7 @@ async def test_a_rolled_back_move_leaves_the_disk_with_the_source(
 async def test_a_guest_on_a_block_device_moves_there_and_back(folder: Path) -> None:
     image = folder / "device.raw"
     await anyio.run_process(["truncate", "-s", "64M", str(image)])
-    made = await anyio.run_process(["losetup", "-f", "--show", str(image)], check=False)
-    if made.returncode:
-        pytest.skip("no loop device can be made here")
-    device = made.stdout.decode().strip()
-    try:
+    with skipped_where_not_here(), loop_of(image) as device:
         async with qemu_fleet(folder, storage='shared_devices = ["/dev/loop*"]') as guests:
             spec = await move_there_and_back(guests, DiskSpec(path=device, format=Format.RAW))
             records = guests.fleet.shared / ".vmferry"
@@ -159,8 +157,6 @@ async def test_a_guest_on_a_block_device_moves_there_and_back(folder: Path) -> N
                 path.name.startswith(spec.guest_id)
                 for path in await anyio.to_thread.run_sync(listed, records)
             )
-    finally:
-        await anyio.run_process(["losetup", "-d", device])
 
 
 @pytest.mark.dealt

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +22,7 @@ from tests.agents.host.processes import REPOSITORY, Processes
 from tests.agents.host.qemu_guests import QemuGuests
 from tests.agents.hypervisors.qemu.conftest import needs_qemu
 from tests.agents.hypervisors.qemu.linux import Boot
+from tests.networks import PLUG, ip, make_switch, need_networks, plug, tear_down
 from tests.waiting import until
 
 pytestmark = [
@@ -46,53 +45,26 @@ exec /bin/workload set=32 rate=10
 run_sync = anyio.to_thread.run_sync
 
 
-def ip(*words: str) -> None:
-    done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise OSError(f"ip {' '.join(words)}: {done.stderr.strip()}")
-
-
 @contextmanager
 def network() -> Iterator[None]:
     """A switch here, and behind it a client and two hosts, each with a bridge and a tap for the guest."""
-    if os.geteuid() != 0 or shutil.which("ip") is None or shutil.which("ping") is None:
-        pytest.skip("needs root, iproute2 and ping for network namespaces")
-    tear_down()
+    need_networks("ping")
+    spaces = {CLIENT: "vmf-c0", **{space: f"{space}0" for space in NETWORKS.values()}}
+    tear_down(list(spaces), (*spaces.values(), SWITCH))
     try:
-        ip("link", "add", SWITCH, "type", "bridge")
-        ip("addr", "add", f"{HERE}/24", "dev", SWITCH)
-        ip("link", "set", SWITCH, "up")
-        plug(CLIENT, "vmf-c0")
-        ip("-n", CLIENT, "addr", "add", f"{CLIENT_ADDRESS}/24", "dev", "up0")
+        make_switch(SWITCH, f"{HERE}/24")
+        for space, cable in spaces.items():
+            plug(space, cable, switch=SWITCH, address=f"{CLIENT_ADDRESS}/24" if space == CLIENT else "")
         for host, space in NETWORKS.items():
-            plug(space, f"{space}0")
             ip("-n", space, "link", "add", BRIDGE, "type", "bridge")
-            ip("-n", space, "link", "set", "up0", "master", BRIDGE)
+            ip("-n", space, "link", "set", PLUG, "master", BRIDGE)
             ip("-n", space, "tuntap", "add", TAP, "mode", "tap")
             ip("-n", space, "link", "set", TAP, "master", BRIDGE, "up")
             ip("-n", space, "addr", "add", f"{ADDRESSES[host]}/24", "dev", BRIDGE)
             ip("-n", space, "link", "set", BRIDGE, "up")
         yield
     finally:
-        tear_down()
-
-
-def plug(space: str, cable: str) -> None:
-    """Make a namespace whose `up0` is plugged into the switch."""
-    ip("netns", "add", space)
-    ip("link", "add", cable, "type", "veth", "peer", "name", "up0", "netns", space)
-    ip("link", "set", cable, "master", SWITCH, "up")
-    ip("-n", space, "link", "set", "lo", "up")
-    ip("-n", space, "link", "set", "up0", "up")
-
-
-def tear_down() -> None:
-    # The cables first: a namespace that is deleted lets go of its own only some time later.
-    for cable in ("vmf-c0", *(f"{space}0" for space in NETWORKS.values())):
-        subprocess.run(["ip", "link", "del", cable], capture_output=True, check=False)
-    for space in (CLIENT, *NETWORKS.values()):
-        subprocess.run(["ip", "netns", "del", space], capture_output=True, check=False)
-    subprocess.run(["ip", "link", "del", SWITCH], capture_output=True, check=False)
+        tear_down(list(spaces), (*spaces.values(), SWITCH))
 
 
 @contextmanager

@@ -24,8 +24,9 @@ from tests.agents.libvirts import (
     refresh,
     running_libvirt,
 )
-from tests.preflight.disks import loop_of, mounted_here
-from tests.preflight.needs import NotHere
+from tests.loopdevices import loop_of
+from tests.needs import skipped_where_not_here
+from tests.preflight.disks import mounted_here
 from tests.preflight.pools import need_libvirt
 
 URI = "qemu:///system"
@@ -82,10 +83,8 @@ def test_a_file_system_that_is_a_pool_is_known_by_its_type() -> None:
         os.truncate(behind, 16 << 20)
         subprocess.run(["mkfs.ext4", "-q", behind], check=True)
         with ExitStack() as ends:
-            try:
-                device = ends.enter_context(loop_of(behind))
-            except NotHere as exc:
-                pytest.skip(str(exc))
+            ends.enter_context(skipped_where_not_here())
+            device = ends.enter_context(loop_of(behind))
             ends.enter_context(mounted_here(target, "mount", device))
             image = target / "guest.raw"
             image.write_bytes(bytes(1 << 20))
@@ -107,11 +106,8 @@ def test_a_network_disk_that_is_a_volume_is_known_by_its_url(
     serving: Callable[[Path], AbstractContextManager[str]], kind: str
 ) -> None:
     need_block_drivers("glusterd", "tgtd", "ceph-mon", "ceph-osd")
-    try:
+    with scratch_folder() as folder, skipped_where_not_here():
         need_libvirt(kind)
-    except NotHere as exc:
-        pytest.skip(str(exc))
-    with scratch_folder() as folder:
         image = folder / "guest.raw"
         image.write_bytes(os.urandom(1 << 20))
         with serving(image) as url, running_libvirt(folder) as uri:

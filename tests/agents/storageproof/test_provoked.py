@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,9 @@ from migrate.facts import DiskFacts
 from migrate.ownership import Ownership
 from migrate.preflight import Finding, Severity, examine
 from tests.agents.storageproof.other_end import Ends
+from tests.loopdevices import loop_of
 from tests.migrate.test_preflight import GOOD
+from tests.needs import skipped_where_not_here
 from tests.waiting import looks
 
 # Each starts a Python for the other end.
@@ -324,21 +327,14 @@ async def test_a_full_file_system_and_one_that_thin_images_outgrow(shared: Path)
 @pytest.fixture
 def loops(shared: Path) -> Iterator[list[str]]:
     """Two loop devices of different content."""
-    made: list[str] = []
-    try:
+    with ExitStack() as ends:
+        ends.enter_context(skipped_where_not_here())
+        made = []
         for number in range(2):
             path = shared / f"loop{number}.raw"
             path.write_bytes(os.urandom(MIB))
-            done = subprocess.run(
-                ["losetup", "-f", "--show", path], capture_output=True, text=True, check=False
-            )
-            if done.returncode:
-                pytest.skip("no loop device can be made here")
-            made.append(done.stdout.strip())
+            made.append(ends.enter_context(loop_of(path)))
         yield made
-    finally:
-        for device in made:
-            subprocess.run(["losetup", "-d", device], check=True)
 
 
 async def test_a_block_device_is_proved_without_a_nonce(shared: Path, loops: list[str]) -> None:

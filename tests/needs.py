@@ -1,16 +1,29 @@
-"""What a case needs of its machine: a skip with the reason, which begins with "needs" where CI has it."""
+"""What a test needs of its machine: a skip with the reason, which begins with "needs" where CI has it."""
 
 from __future__ import annotations
 
 import glob
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-__all__ = ["NotHere", "need_file", "need_fuse", "need_program", "need_root"]
+import pytest
+
+__all__ = ["NotHere", "need_file", "need_fuse", "need_program", "need_root", "skipped_where_not_here"]
 
 
 class NotHere(Exception):
-    """The case cannot be played on this machine."""
+    """It cannot be done on this machine."""
+
+
+@contextmanager
+def skipped_where_not_here() -> Iterator[None]:
+    """Skip a test whose block raises NotHere."""
+    try:
+        yield
+    except NotHere as exc:
+        pytest.skip(str(exc))
 
 
 def need_root() -> None:

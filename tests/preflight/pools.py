@@ -75,7 +75,7 @@ async def of_networked(
     need_libvirt(kind)
     with serving(image(build)) as url, running_libvirt(build.folder) as uri:
         make_pool_of_url(uri, url, build.folder)
-        return await of_export(build, url, f'"{url}"', f'libvirt = "{uri}"')
+        return await of_export(build, url, storage=f'libvirt = "{uri}"')
 
 
 @fits

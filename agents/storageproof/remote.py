@@ -54,7 +54,14 @@ def look_at_url(
     identity = _identity(place)
     with _opened(named) as opened:
         size_bytes = _size(place, opened)
-        first, digests = _sectors(opened, offsets, size_bytes)
+    write_error = ""
+    try:
+        first, digests = _sectors(named, offsets, size_bytes, may_write=not is_read_only)
+    except OSError as exc:
+        if is_read_only:
+            raise
+        write_error = (exc.strerror or str(exc))[:500]
+        first, digests = _sectors(named, offsets, size_bytes, may_write=False)
     head = read_head(first, size_bytes)
     has_more = head.header is not None and bool(head.header.backing or head.header.data_file)
     return ImageFacts(
@@ -64,7 +71,7 @@ def look_at_url(
         virtual_bytes=head.virtual_bytes,
         digests=digests,
         is_direct=True,
-        write_error="" if is_read_only else _write_error(named),
+        write_error=write_error,
         format=head.format,
         snapshots=head.snapshots,
         chain_error=head.error or ("what lies under a network disk is not looked at" if has_more else ""),
@@ -96,16 +103,24 @@ def _size(place: DiskUrl, named: _Named) -> int:
     return size
 
 
-def _sectors(named: _Named, offsets: Sequence[int], size_bytes: int) -> tuple[bytes, tuple[bytes, ...]]:
-    """Give the first sector, and digests of those that were asked for; one that is not there gives an empty digest."""
+def _sectors(
+    named: _Named, offsets: Sequence[int], size_bytes: int, *, may_write: bool
+) -> tuple[bytes, tuple[bytes, ...]]:
+    """Give the first sector, and digests of those that were asked for; one that is not there gives an empty digest.
+
+    One that the guest may write is opened as it is by its QEMU. It is read from all the same.
+    """
     lengths = {
         offset: min(SECTOR_BYTES, size_bytes - offset)
         for offset in (0, *offsets[:MAX_OFFSETS])
         if 0 <= offset < size_bytes and offset % SECTOR_BYTES == 0
     }
     words = [word for offset, length in lengths.items() for word in ("-c", f"read -v {offset} {length}")]
+    rights = () if may_write else ("-r", "-U")
+    with _opened(named, may_write=may_write) as opened:
+        told = opened.ask("qemu-io", *rights, *(words or ("-c", "quit")))
     found: dict[int, bytearray] = {}
-    for at, dumped in _DUMPED.findall(named.ask("qemu-io", "-r", "-U", *words) if words else b""):
+    for at, dumped in _DUMPED.findall(told):
         where = int(at, 16)
         found.setdefault(where - where % SECTOR_BYTES, bytearray()).extend(bytes.fromhex(dumped.decode()))
     whole = {offset: bytes(found.get(offset, b"")) for offset, length in lengths.items()}
@@ -113,16 +128,6 @@ def _sectors(named: _Named, offsets: Sequence[int], size_bytes: int) -> tuple[by
         digest_of(content) if (content := whole.get(offset)) and len(content) == lengths[offset] else b""
         for offset in offsets[:MAX_OFFSETS]
     )
-
-
-def _write_error(named: _Named) -> str:
-    """Say why it cannot be opened for writing. Opened is all: nothing is asked of it then."""
-    try:
-        with _opened(named, may_write=True) as opened:
-            opened.ask("qemu-io", "-c", "quit")
-    except OSError as exc:
-        return (exc.strerror or str(exc))[:500]
-    return ""
 
 
 def _named(url: str, place: DiskUrl) -> _Named:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
+import anyio
 import anyio.to_thread
 
 from agents.hypervisors.qemu.allowed import QemuHost
@@ -94,9 +95,14 @@ class QemuGuests:
             await qmp.aclose()
 
     async def state(self, host: str, spec: QemuSpec) -> str:
-        """What QEMU says that a guest does on a host; `none` where there is no such process."""
+        """What QEMU says that a guest does on a host; `none` where there is no such process.
+
+        `starting` is one that has written its number, and has no monitor yet: its agent may have been killed just then.
+        """
         if self.pid(host, spec) is None:
             return "none"
+        if not await anyio.Path(self.paths(host, spec).monitor).exists():
+            return "starting"
         async with self.monitor(host, spec) as qmp:
             return await run_state(qmp)
 

@@ -12,7 +12,7 @@ import re
 from typing import Final
 
 from agents.storageproof import tools
-from agents.storageproof.urls import DEFAULT_PORTS, GLUSTER, ISCSI, RBD, parse
+from agents.storageproof.urls import DEFAULT_PORTS, GLUSTER, ISCSI, RBD, iscsi_words, parse
 
 __all__ = ["MAX_SAID_BYTES", "is_uri", "pool_of", "volume_of"]
 
@@ -46,8 +46,8 @@ def volume_of(path: str) -> str:
     if url.scheme == RBD:
         return url.path.removeprefix("/")
     if url.scheme == ISCSI:
-        target, _, lun = url.path.removeprefix("/").rpartition("/")
-        return f"ip-{url.authority}-iscsi-{target}-lun-{lun}"
+        words = iscsi_words(url)
+        return f"ip-{words['portal']}-iscsi-{words['target']}-lun-{words['lun']}"
     return ""
 
 

@@ -8,18 +8,27 @@ Source of what they print: QEMU, qapi/block-core.json (ImageInfo) and qemu-io-cm
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from agents.storageproof import tools
 from agents.storageproof.formats import read_head
 from agents.storageproof.sectors import MAX_OFFSETS, SECTOR_BYTES, digest_of
-from agents.storageproof.urls import GLUSTER, ISCSI, RBD, DiskUrl, as_file, matches, parse, rbd_words
+from agents.storageproof.urls import (
+    GLUSTER,
+    ISCSI,
+    RBD,
+    DiskUrl,
+    as_file,
+    gluster_words,
+    matches,
+    parse,
+    rbd_words,
+)
 from migrate.facts import ImageFacts
 
 __all__ = ["look_at_url", "size_of_url"]
@@ -35,8 +44,7 @@ _PORT_IS_ITS_OWN: Final = ("nbd", ISCSI, GLUSTER, "ssh", RBD, "https", "http")
 def size_of_url(url: str, patterns: Sequence[str]) -> int:
     """Give the bytes of what is there. Raises OSError, whose `strerror` is a sentence."""
     place = _allowed(url, patterns)
-    with _opened(_named(url, place)) as named:
-        return _size(place, named)
+    return _size(place, _named(url, place))
 
 
 def look_at_url(
@@ -51,9 +59,7 @@ def look_at_url(
     """
     place = _allowed(url, patterns)
     named = _named(url, place)
-    identity = _identity(place)
-    with _opened(named) as opened:
-        size_bytes = _size(place, opened)
+    identity, size_bytes = _identity(place), _size(place, named)
     write_error = ""
     try:
         first, digests = _sectors(named, offsets, size_bytes, may_write=not is_read_only)
@@ -117,8 +123,7 @@ def _sectors(
     }
     words = [word for offset, length in lengths.items() for word in ("-c", f"read -v {offset} {length}")]
     rights = () if may_write else ("-r", "-U")
-    with _opened(named, may_write=may_write) as opened:
-        told = opened.ask("qemu-io", *rights, *(words or ("-c", "quit")))
+    told = named.ask("qemu-io", *rights, *(words or ("-c", "quit")), may_write=may_write)
     found: dict[int, bytearray] = {}
     for at, dumped in _DUMPED.findall(told):
         where = int(at, 16)
@@ -133,11 +138,12 @@ def _sectors(
 def _named(url: str, place: DiskUrl) -> _Named:
     seconds = f"{tools.ANSWERS_WITHIN_S:g} s"
     if place.scheme == GLUSTER:
-        volume, _, path = place.path.removeprefix("/").partition("/")
+        words = gluster_words(place)
         return _Named(
             words=("-f", "raw", url),
-            silent=f"its server gave no answer within {seconds}; is there a file {path} in its volume {volume} that "
-            "this host may open? (Gluster's library takes ten seconds to say that there is not.)",
+            silent=f"its server gave no answer within {seconds}; is there a file {words['path']} in its volume "
+            f"{words['volume']} that this host may open? "
+            "(Gluster's library takes ten seconds to say that there is not.)",
             closes_slowly=True,
         )
     if place.scheme != RBD:
@@ -153,17 +159,6 @@ def _named(url: str, place: DiskUrl) -> _Named:
         silent=f"its Ceph gave no answer to client.{user} within {seconds}; is the key of client.{user} where Ceph "
         f"looks for it here (/etc/ceph/ceph.client.{user}.keyring, readable by the agent), and is the Ceph healthy?",
     )
-
-
-@contextlib.contextmanager
-def _opened(named: _Named, *, may_write: bool = False) -> Iterator[_Named]:
-    """Have an image that each tool would be slow to close opened once, for all that is asked of it in the block."""
-    if not named.closes_slowly:
-        yield named
-        return
-    rights = () if may_write else ("--read-only",)
-    with tools.serving(*rights, *named.words, silent=named.silent) as server:
-        yield replace(named, server=server)
 
 
 def _identity(place: DiskUrl) -> str:
@@ -201,17 +196,25 @@ class _Named:
     words: tuple[str, ...]
     silent: str
     closes_slowly: bool = False
-    server: tools.Server | None = None
 
-    def ask(self, *program: str) -> bytes:
+    def ask(self, *program: str, may_write: bool = False) -> bytes:
         """Give what a tool prints. Raises OSError, whose `strerror` is a sentence; _ToolFailedError: it says no."""
-        words = ("-f", "raw", self.server.url) if self.server else self.words
+        if not self.closes_slowly:
+            return self._told(program, self.words)
+        rights = () if may_write else ("--read-only",)
+        with tools.serving(*rights, *self.words, silent=self.silent) as server:
+            try:
+                return self._told(program, ("-f", "raw", server.url))
+            except _ToolFailedError as exc:
+                if (said := server.last_words()) is None:
+                    raise
+                raise _refusal("qemu-nbd", said, self.words[-1]) from exc
+
+    def _told(self, program: tuple[str, ...], words: tuple[str, ...]) -> bytes:
         done = tools.run(*program, *words, silent=self.silent)
-        if not done.returncode:
-            return done.stdout
-        if self.server and (said := self.server.last_words()) is not None:
-            raise _refusal("qemu-nbd", said, self.words[-1])
-        raise _refusal(program[0], done.stderr.decode(errors="replace"), words[-1])
+        if done.returncode:
+            raise _refusal(program[0], done.stderr.decode(errors="replace"), words[-1])
+        return done.stdout
 
 
 def _refusal(program: str, said: str, name: str) -> _ToolFailedError:

@@ -22,7 +22,9 @@ __all__ = [
     "SCHEMES",
     "DiskUrl",
     "as_file",
+    "gluster_words",
     "is_remote",
+    "iscsi_words",
     "matches",
     "parse",
     "problem_of_pattern",
@@ -119,6 +121,19 @@ def parse(url: str) -> DiskUrl | None:
 def as_file(words: Mapping[str, str]) -> str:
     """Give what a driver of QEMU is told as options of a node whose `file` it is."""
     return ",".join(f"file.{name}={word}" for name, word in words.items())
+
+
+def iscsi_words(url: DiskUrl) -> dict[str, str]:
+    """Give what QEMU's driver is told of a LUN: /TARGET/LUN. Source: BlockdevOptionsIscsi."""
+    target, _, lun = url.path.removeprefix("/").rpartition("/")
+    return {"transport": "tcp", "portal": url.authority, "target": target, "lun": lun}
+
+
+def gluster_words(url: DiskUrl) -> dict[str, str]:
+    """Give what QEMU's driver is told of a file in Gluster: /VOLUME/FILE. Source: BlockdevOptionsGluster."""
+    volume, _, path = url.path.removeprefix("/").partition("/")
+    server = {"server.0.type": "inet", "server.0.host": url.host, "server.0.port": str(url.port)}
+    return {"volume": volume, "path": path} | server
 
 
 def rbd_words(url: DiskUrl) -> dict[str, str]:

@@ -14,6 +14,7 @@ from typing import Final
 
 import pytest
 
+from agents.storageproof.urls import gluster_words, parse
 from tests.agents.host.fleet import free_port
 from tests.agents.parted import networks_of
 from tests.waiting import until_blocking
@@ -24,8 +25,8 @@ __all__ = [
     "http_file",
     "iscsi_lun",
     "iscsi_target",
-    "nbd_export",
     "mounted_gluster",
+    "nbd_export",
     "need_block_drivers",
     "nfs_file",
     "rbd_image",
@@ -154,7 +155,8 @@ def gluster_file(image: Path) -> Iterator[str]:
     with networks_of(1) as networks:
         (address,) = networks.addresses
         serve = (
-            f"{mounts} && mkdir /run/gluster && glusterd -N -L WARNING -l {log} & server=$!\n"
+            f"{mounts} && mkdir /run/gluster || exit 1\n"
+            f"glusterd -N -L WARNING -l {log} & server=$!\n"
             f"until gluster --mode=script volume create guests {address}:{brick} force; do sleep 0.1; done\n"
             f"gluster --mode=script volume start guests && touch {started} && wait $server"
         )
@@ -164,12 +166,14 @@ def gluster_file(image: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def mounted_gluster(url: str, place: Path) -> Iterator[None]:
-    """Have the volume of a URL as a file system, through FUSE."""
-    host, volume = url.removeprefix("gluster://").split("/")[:2]
-    subprocess.run(["mount", "-t", "glusterfs", f"{host.partition(':')[0]}:{volume}", place], check=True)
+def mounted_gluster(url: str, place: Path) -> Iterator[tuple[str, str]]:
+    """Have the volume of a URL as a file system, through FUSE; give its host and its name."""
+    far = parse(url)
+    assert far is not None
+    volume = gluster_words(far)["volume"]
+    subprocess.run(["mount", "-t", "glusterfs", f"{far.host}:{volume}", place], check=True)
     try:
-        yield
+        yield far.host, volume
     finally:
         # Whoever has a file of it open is let go, with an error.
         subprocess.run(["umount", "--force", "--lazy", place], check=True)

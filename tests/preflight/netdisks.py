@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
 import anyio
 import anyio.to_thread
 
@@ -29,18 +33,24 @@ async def of_export(build: Build, url: str, *, allowed: str = "", storage: str =
         return await stage.check(await stage.qemu(disks=disks, place={"network_disks": (url,)}))
 
 
+async def of_server(
+    build: Build, serving: Callable[[Path], AbstractContextManager[str]], *, allowed: str = ""
+) -> CheckReport:
+    """Check a guest on a disk that this server has for as long."""
+    with serving(image(build)) as url:
+        return await of_export(build, url, allowed=allowed)
+
+
 @fits
 async def a_network_disk_that_both_reach(build: Build) -> CheckReport:
     need_program("qemu-nbd")
-    with nbd_export(image(build)) as url:
-        return await of_export(build, url)
+    return await of_server(build, nbd_export)
 
 
 @fits
 async def a_lun_that_both_reach(build: Build) -> CheckReport:
     need_iscsi()
-    with iscsi_lun(image(build)) as url:
-        return await of_export(build, url)
+    return await of_server(build, iscsi_lun)
 
 
 @fits
@@ -49,22 +59,19 @@ async def a_file_of_an_nfs_server_that_both_reach(build: Build) -> CheckReport:
     for program in ("ganesha.nfsd", "rpcbind", "rpcinfo"):
         need_program(program)
     need_file("qemu-block-extra", "/usr/lib/*/qemu/block-nfs.so")
-    with nfs_file(image(build)) as url:
-        return await of_export(build, url)
+    return await of_server(build, nfs_file)
 
 
 @fits
 async def a_file_of_a_gluster_volume_that_both_reach(build: Build) -> CheckReport:
     need_gluster()
-    with gluster_file(image(build)) as url:
-        return await of_export(build, url)
+    return await of_server(build, gluster_file)
 
 
 @fits
 async def an_image_in_ceph_that_both_reach(build: Build) -> CheckReport:
     need_ceph()
-    with rbd_image(image(build)) as url:
-        return await of_export(build, url)
+    return await of_server(build, rbd_image)
 
 
 @problem("disk-access")
@@ -102,8 +109,7 @@ def need_iscsi() -> None:
 @problem("storage", "disk-content", "disk-access", "disk-file")
 async def a_network_disk_that_the_configurations_do_not_name(build: Build) -> CheckReport:
     need_program("qemu-nbd")
-    with nbd_export(image(build)) as url:
-        return await of_export(build, url, allowed="nbd://store1:10809/guest-*")
+    return await of_server(build, nbd_export, allowed="nbd://store1:10809/guest-*")
 
 
 def need_gluster() -> None:

@@ -104,9 +104,8 @@ def in_a_netfs_pool(build: Build, path: Path) -> Iterator[str]:
     need_fuse("glusterfs")
     with gluster_file(path) as url:
         path.unlink()
-        with mounted_gluster(url, path.parent), running_libvirt(build.folder) as uri:
-            host, volume = url.removeprefix("gluster://").split("/")[:2]
-            make_pool(uri, "netfs", path.parent, host.partition(":")[0], volume, "glusterfs")
+        with mounted_gluster(url, path.parent) as source, running_libvirt(build.folder) as uri:
+            make_pool(uri, "netfs", path.parent, *source, "glusterfs")
             yield f'libvirt = "{uri}"'
 
 

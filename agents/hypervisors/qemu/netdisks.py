@@ -13,7 +13,16 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from agents.storageproof.urls import GLUSTER, ISCSI, RBD, DiskUrl, parse, rbd_words
+from agents.storageproof.urls import (
+    GLUSTER,
+    ISCSI,
+    RBD,
+    DiskUrl,
+    gluster_words,
+    iscsi_words,
+    parse,
+    rbd_words,
+)
 
 __all__ = ["PROTOCOLS", "problem_of", "take_url", "url_of_filename", "words_of"]
 
@@ -57,14 +66,11 @@ def words_of(url: DiskUrl) -> dict[str, str]:
         server = {"server.type": "inet", "server.host": url.host, "server.port": str(url.port)}
         return server | {"export": url.path.removeprefix("/")}
     if url.scheme == _ISCSI:
-        target, _, lun = url.path.removeprefix("/").rpartition("/")
-        return {"transport": "tcp", "portal": url.authority, "target": target, "lun": lun}
+        return iscsi_words(url)
     if url.scheme == _NFS:
         return {"server.type": "inet", "server.host": url.host, "path": url.path}
     if url.scheme == _GLUSTER:
-        volume, _, path = url.path.removeprefix("/").partition("/")
-        server = {"server.0.type": "inet", "server.0.host": url.host, "server.0.port": str(url.port)}
-        return {"volume": volume, "path": path} | server
+        return gluster_words(url)
     return rbd_words(url) if url.scheme == _RBD else {"url": url.words}
 
 

@@ -1,8 +1,9 @@
 """QMP, QEMU's control protocol: commands, replies and events over one unix socket.
 
 Law: the only module that knows its syntax. QEMU is not trusted: a line has a limit, what is no JSON object is
-`QmpFailed`, and silence is `QemuGone`. No task of its own: whoever waits for something reads, and keeps for others what
-it was not waiting for. A monitor serves one client at a time, so connections are short or owned by one migration.
+`QmpFailed`, and silence is `QemuGone`. No task of its own: whoever waits for something reads, and keeps events for
+others. A monitor serves one client at a time, so connections are short or owned by one migration. A slow QEMU answers a
+client that gave up when the next one is there already: replies have numbers that belong to one connection alone.
 
 Source: QEMU docs/interop/qmp-spec.rst. (The qemu.qmp package is asyncio only.)
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import secrets
 import socket
 import struct
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +36,8 @@ MAX_LINE_BYTES: Final = 4 << 20
 # Events that nobody asked for are dropped, oldest first.
 MAX_EVENTS: Final = 256
 _CHUNK_BYTES: Final = 64 << 10
+# JSON's numbers are exact below 2**53: no two connections to one QEMU begin at the same.
+_FIRST_IDS: Final = 1 << 52
 
 
 class Qmp:
@@ -44,9 +48,7 @@ class Qmp:
         self._path = path
         self._buffer = bytearray()
         self._events: list[dict[str, Json]] = []
-        self._replies: dict[int, dict[str, Json]] = {}
-        self._abandoned: set[int] = set()
-        self._next_id = 1
+        self._next_id = secrets.randbelow(_FIRST_IDS)
         self._turn = anyio.Lock()
 
     @classmethod
@@ -67,6 +69,9 @@ class Qmp:
             try:
                 with anyio.fail_after(timeout_s):
                     greeting = await qmp._read_message()
+                    while "QMP" not in greeting and greeting.keys() & {"return", "error", "event"}:
+                        # For the client before this one, which had given up.
+                        greeting = await qmp._read_message()
             except TimeoutError as exc:
                 raise QemuGone(
                     f"the monitor {path} gave no greeting within {timeout_s:g} s: another client holds it"
@@ -109,16 +114,10 @@ class Qmp:
             with anyio.fail_after(timeout_s):
                 async with self._turn:
                     await self._send(line, fds)
-                    while number not in self._replies:
-                        self._sort(await self._read_message())
+                    while (reply := self._reply_in(await self._read_message(), number)) is None:
+                        pass
         except TimeoutError as exc:
             raise QemuGone(f"QEMU did not answer {command} within {timeout_s:g} s") from exc
-        finally:
-            reply = self._replies.pop(number, None)
-            if reply is None:
-                self._abandoned.add(number)
-        if reply is None:
-            raise QemuGone(f"QEMU gave no answer to {command}")
         if isinstance(error := reply.get("error"), dict):
             raise QmpFailed(command, str(error.get("class", "")), str(error.get("desc", error))[:1000])
         return reply.get("return")
@@ -139,7 +138,7 @@ class Qmp:
             with anyio.fail_after(timeout_s):
                 async with self._turn:
                     while (event := self._take_event(name, is_wanted)) is None:
-                        self._sort(await self._read_message())
+                        self._reply_in(await self._read_message(), None)
                     return event
         except TimeoutError as exc:
             raise QemuGone(f"QEMU did not tell {name} within {timeout_s:g} s") from exc
@@ -166,18 +165,16 @@ class Qmp:
                 return self._events.pop(at)
         return None
 
-    def _sort(self, message: dict[str, Json]) -> None:
+    def _reply_in(self, message: dict[str, Json], number: int | None) -> dict[str, Json] | None:
+        """Give the message if it is the reply of that number; keep an event, drop a reply that nobody waits for."""
         if "event" in message:
             self._events.append(message)
             del self._events[:-MAX_EVENTS]
-            return
-        number = message.get("id")
-        if isinstance(number, int) and number in self._abandoned:
-            self._abandoned.discard(number)
-        elif isinstance(number, int):
-            self._replies[number] = message
-        else:
+            return None
+        answered = message.get("id")
+        if not isinstance(answered, int):
             raise QmpFailed("a command", "nonsense", f"{self._path} answered without an id")
+        return message if answered == number else None
 
     async def _send(self, line: bytes, fds: Sequence[int]) -> None:
         try:

@@ -39,7 +39,7 @@ async def until_ended(under_way: set[object]) -> None:
 
 
 @asynccontextmanager
-async def serving(folder: Path, answer: Answer, greeting: object = GREETING) -> AsyncIterator[Path]:
+async def serving(folder: Path, answer: Answer, *greeting: object) -> AsyncIterator[Path]:
     """A monitor that shakes hands, and then gives each command to `answer`."""
     path = folder / "qmp"
     under_way: set[object] = set()
@@ -49,7 +49,7 @@ async def serving(folder: Path, answer: Answer, greeting: object = GREETING) -> 
             under_way.add(stream)
             lines = BufferedByteReceiveStream(stream)
             try:
-                await say(stream, greeting)
+                await say(stream, *(greeting or (GREETING,)))
                 while True:
                     request = json.loads(await lines.receive_until(b"\n", 1 << 20))
                     if request["execute"] == "qmp_capabilities":
@@ -145,6 +145,24 @@ async def test_a_reply_that_came_too_late_is_nobody_elses(tmp_path: Path) -> Non
         assert await qmp.execute("y") == "mine"
 
 
+async def test_replies_to_the_client_before_are_nobodys(tmp_path: Path) -> None:
+    """A QEMU that was slow to start answers who gave up, and its socket is the next one's by then."""
+    numbers: list[object] = []
+
+    async def remember(request: dict[str, object], stream: anyio.abc.SocketStream) -> None:
+        await say(stream, *({"return": "before", "id": number} for number in numbers))
+        numbers.append(request["id"])
+        await echo(request, stream)
+
+    before = ({"return": {}, "id": 1}, {"event": "RESUME"}, {"error": {"class": "GenericError"}})
+    async with serving(tmp_path, remember, *before, GREETING) as path:
+        for _ in range(3):
+            qmp = await Qmp.connect(path)
+            assert await qmp.execute("x") == {}
+            await qmp.aclose()
+    assert len(set(numbers)) == 3
+
+
 async def test_a_cancelled_command_leaves_the_connection_usable(tmp_path: Path) -> None:
     async def slow_first(request: dict[str, object], stream: anyio.abc.SocketStream) -> None:
         if request["execute"] != "x":
@@ -205,7 +223,7 @@ async def test_a_socket_without_a_qemu_says_so(tmp_path: Path) -> None:
 
 
 async def test_another_server_is_not_taken_for_a_qemu(tmp_path: Path) -> None:
-    async with serving(tmp_path, echo, greeting={"SSH": "2.0"}) as path:
+    async with serving(tmp_path, echo, {"SSH": "2.0"}) as path:
         with pytest.raises(QmpFailed, match="no QMP monitor"):
             await Qmp.connect(path)
 

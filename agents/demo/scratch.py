@@ -35,8 +35,8 @@ OPERATOR: Final = "demo"
 HERE: Final = "127.0.0.1"
 # All of 127.0.0.0/8 is this machine on Linux: the same ports on another address, with the cutter behind them.
 BESIDE: Final = "127.0.0.2"
-# An agent listens after some 0.5 s; a busy machine with one core needs several times as long.
-START_TIMEOUT_S: Final = 30.0
+# An agent listens after some 0.5 s; a slow machine that compiles our code first needs long. One that ends is seen.
+START_TIMEOUT_S: Final = 120.0
 HEALTH_INTERVAL_S: Final = 0.02
 # Between the kernel's choice of a port and the agent's use of it another program may take it; three times is no chance.
 START_ATTEMPTS: Final = 3

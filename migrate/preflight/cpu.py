@@ -115,6 +115,8 @@ def _advice(fit: CpuFit, here: str, there: str) -> str:
         return f"Models of {here} and {there} that have all of its features: {named(fit.fitting_both)}"
     if fit.fitting:
         return f"Models there that have all of them: {named(fit.fitting)}"
+    if not fit.is_known:
+        return f"{there} names no CPU models: see what it says of its hypervisor"
     return "No model there has all of them: start the guest with a smaller CPU model"
 
 

@@ -93,7 +93,12 @@ def _machine(inspection: Inspection) -> Finding:
         )
     if guest.machine in host.machines:
         return MACHINE.ok(f"{host.name} knows the machine {guest.machine}")
-    known = ", ".join(host.machines[-MAX_NAMED:]) or "none"
+    if not host.machines:
+        return MACHINE.refused(
+            f"{guest.name} is a machine of type {guest.machine}, and {host.name} names none that it knows",
+            f"See what {host.name} says of its hypervisor",
+        )
+    known = ", ".join(host.machines[-MAX_NAMED:])
     return MACHINE.refused(
         f"{guest.name} is a machine of type {guest.machine}, which {host.name} does not know: it knows {known}",
         f"Upgrade the hypervisor of {host.name}, or start the guest with one of those types",

@@ -131,6 +131,13 @@ def test_what_was_not_proved_is_not_believed() -> None:
         assert refused(replace(GOOD, readings=readings, nonces=nonces)) == found
 
 
+def test_a_host_that_names_no_machine_and_no_cpu_is_not_told_to_upgrade() -> None:
+    findings = {f.check: f for f in examine(replace(GOOD, host=replace(HOST, machines=(), cpus=()))).findings}
+    for check in ("machine", "cpu-model"):
+        assert findings[check].severity is Severity.REFUSED
+        assert "says of its hypervisor" in findings[check].remedy
+
+
 def test_models_that_would_fit_are_named() -> None:
     host = replace(HOST, cpus=(CpuFacts(model="Skylake", features=("avx", "avx2", "sse2")),))
     (problem,) = examine(replace(GOOD, host=host)).problems

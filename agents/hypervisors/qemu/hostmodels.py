@@ -25,7 +25,8 @@ from migrate.facts import CpuFacts, HostCpuFacts
 
 __all__ = ["HostModels", "ModelCatalog"]
 
-START_TIMEOUT_S: Final = 20.0
+# Half a second of CPU; a host that has none to spare takes long for it.
+START_TIMEOUT_S: Final = 60.0
 POLL_S: Final = 0.02
 _MAX_WORDS_BYTES: Final = 2000
 # What QEMU says in place of features where a model needs another accelerator, or cannot be made.
@@ -106,7 +107,9 @@ class ModelCatalog:
                     with anyio.fail_after(START_TIMEOUT_S):
                         return await self._interview(process, socket)
                 except TimeoutError as exc:
-                    raise QemuGone(f"{self._binary} gave no answer within {START_TIMEOUT_S:g} s") from exc
+                    raise QemuGone(
+                        f"{self._binary} did not say within {START_TIMEOUT_S:g} s what it can do with {accel}"
+                    ) from exc
                 finally:
                     if process.returncode is None:
                         process.kill()

@@ -12,14 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from agents.hypervisors.qemu import driver
+from agents.hypervisors.qemu import driver, hostmodels
 from agents.hypervisors.qemu.allowed import QemuHost
 from agents.hypervisors.qemu.driver import QemuHypervisor
 from agents.hypervisors.qemu.found import connected
+from agents.hypervisors.qemu.guestfacts import facts_of
 from agents.hypervisors.qemu.launch import Process, end, launch
 from agents.hypervisors.qemu.rundir import QemuPaths
 from agents.hypervisors.qemu.spec import Accel
 from migrate.errors import GuestUnknown
+from migrate.facts import CpuFacts
 from tests.agents.hypervisors.qemu.conftest import PLAIN, QEMU, needs_qemu
 
 pytestmark = [pytest.mark.anyio, needs_qemu()]
@@ -86,3 +88,25 @@ async def test_a_guest_that_was_started_since_then_is_found(host: QemuHost) -> N
     async with guests_of(host, 1) as (paths,):
         guest = await hypervisor.open_guest(paths.qmp.stem)
         await guest.release()
+
+
+async def test_a_qemu_that_does_not_say_what_it_can_do_is_held_against_every_guest(
+    host: QemuHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the findings would be of machines and CPU models that are missing, with a remedy that does not help."""
+    binary = tmp_path / "qemu"
+    binary.write_text("#!/bin/sh\nexec sleep 60\n")
+    binary.chmod(0o755)
+    monkeypatch.setattr(hostmodels, "START_TIMEOUT_S", 0.1)
+    hypervisor = QemuHypervisor(replace(host, binary=binary), "host-b")
+    guest = facts_of(PLAIN, CpuFacts(model="Nehalem", features=()), None, is_running=True)
+    assert (await hypervisor.host_facts(guest)).machines == ()
+    (objection,) = await hypervisor.objections(guest)
+    assert objection.check == "hypervisor-binary"
+    assert "did not say within 0.1 s what it can do with tcg" in objection.found
+    # The next guest asks again.
+    binary.unlink()
+    binary.symlink_to(QEMU)
+    monkeypatch.undo()
+    assert (await hypervisor.host_facts(guest)).machines
+    assert await hypervisor.objections(guest) == ()

@@ -32,8 +32,8 @@ def need_root() -> None:
 
 
 def need_program(name: str) -> str:
-    """Give the path of a program."""
-    path = shutil.which(name)
+    """Give the path of a program; a server's may be where only root looks for it."""
+    path = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     if path is None:
         raise NotHere(f"needs {name}")
     return path

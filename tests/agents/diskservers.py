@@ -1,4 +1,7 @@
-"""Real servers of network disks, each for as long as a block lasts: NBD, iSCSI, HTTP, NFS, Gluster and Ceph."""
+"""Real servers of network disks, each for as long as a block lasts: NBD, iSCSI, HTTP, NFS, Gluster and Ceph.
+
+Law: each says itself what it needs of the machine, QEMU's driver of its protocol included, before it starts anything.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ import pytest
 from agents.storageproof.urls import gluster_words, parse
 from tests.agents.host.fleet import free_port
 from tests.agents.parted import networks_of
+from tests.needs import need_file, need_fuse, need_program, need_root
 from tests.waiting import until_blocking
 
 __all__ = [
@@ -27,7 +31,6 @@ __all__ = [
     "iscsi_target",
     "mounted_gluster",
     "nbd_export",
-    "need_block_drivers",
     "nfs_file",
     "rbd_image",
 ]
@@ -37,23 +40,11 @@ TGTADM_TIMEOUT_S: Final = 10.0
 CEPH_TIMEOUT_S: Final = 30.0
 
 
-def need_block_drivers(*programs: str) -> None:
-    """Skip where these servers, or QEMU's drivers of their protocols (Debian: qemu-block-extra), are not."""
-    for program in programs:
-        if _program(program) is None:
-            pytest.skip(f"needs {program}")
-    said = subprocess.run(
-        ["qemu-img", "info", "iscsi://127.0.0.1:1/a/1"], capture_output=True, text=True, check=False
-    ).stderr
-    if "Unknown protocol" in said:
-        pytest.skip("needs qemu-block-extra")
-
-
 @contextlib.contextmanager
 def nbd_export(image: Path, *options: str, export: str = "guest-1", clients: int = 0) -> Iterator[str]:
     """Serve a raw image to so many clients at once (0: any); give the URL."""
-    port = free_port()
-    words = ("qemu-nbd", "-t", "-f", "raw", "-x", export, "-b", "127.0.0.1", "-p", str(port))
+    server, port = need_program("qemu-nbd"), free_port()
+    words = (server, "-t", "-f", "raw", "-x", export, "-b", "127.0.0.1", "-p", str(port))
     with _running([*words, "-e", str(clients), "--cache=none", *options, str(image)], _listens(port)):
         yield f"nbd://127.0.0.1:{port}/{export}"
 
@@ -64,12 +55,13 @@ class IscsiTarget:
 
     url: str
     socket: str
+    tgtadm: str
 
     def tell(self, mode: str, operation: str, *words: str) -> None:
         """Have tgtadm change it, whoever is logged in."""
         subprocess.run(
             [
-                *(_program("tgtadm") or "tgtadm", "--lld", "iscsi", "--tid", "1"),
+                *(self.tgtadm, "--lld", "iscsi", "--tid", "1"),
                 *("--mode", mode, "--op", operation, *words),
             ],
             env={**os.environ, "TGT_IPC_SOCKET": self.socket},
@@ -82,9 +74,10 @@ class IscsiTarget:
 @contextlib.contextmanager
 def iscsi_target(image: Path) -> Iterator[IscsiTarget]:
     """Have a target with a raw image as its LUN 1, which anybody may log in to."""
-    port = free_port()
-    target = IscsiTarget(f"iscsi://127.0.0.1:{port}/{TARGET}/1", f"{image}.tgtd")
-    server = [_program("tgtd") or "tgtd", "-f", "--iscsi", f"portal=127.0.0.1:{port}"]
+    _need_driver("iscsi")
+    port, tgtd = free_port(), need_program("tgtd")
+    target = IscsiTarget(f"iscsi://127.0.0.1:{port}/{TARGET}/1", f"{image}.tgtd", need_program("tgtadm"))
+    server = [tgtd, "-f", "--iscsi", f"portal=127.0.0.1:{port}"]
     with _running(server, _listens(port), {**os.environ, "TGT_IPC_SOCKET": target.socket}):
         target.tell("target", "new", "-T", TARGET)
         target.tell("logicalunit", "new", "--lun", "1", "-b", str(image))
@@ -102,13 +95,14 @@ def iscsi_lun(image: Path) -> Iterator[str]:
 @contextlib.contextmanager
 def http_file(image: Path) -> Iterator[str]:
     """Serve the folder of an image to readers; give the image's URL."""
-    port, conf = free_port(), image.with_name("nginx.conf")
+    _need_driver("curl")
+    nginx, port, conf = need_program("nginx"), free_port(), image.with_name("nginx.conf")
     conf.write_text(
         f"daemon off; pid {conf}.pid; error_log {conf}.log; events {{}}\n"
         + (f"user {user};\n" if (user := _user()) else "")
         + f"http {{ access_log off; server {{ listen 127.0.0.1:{port}; root {image.parent}; }} }}\n"
     )
-    with _running([_program("nginx") or "nginx", "-e", f"{conf}.log", "-c", str(conf)], _listens(port)):
+    with _running([nginx, "-e", f"{conf}.log", "-c", str(conf)], _listens(port)):
         yield f"http://127.0.0.1:{port}/{image.name}"
 
 
@@ -118,6 +112,8 @@ def nfs_file(image: Path) -> Iterator[str]:
 
     The portmapper's port is one for a host, and this machine may have one: so is the directory that it writes to.
     """
+    _need_driver("nfs")
+    _need_namespaces("ganesha.nfsd", "rpcbind", "rpcinfo")
     conf, log = image.with_name("ganesha.conf"), image.with_name("ganesha.log")
     conf.write_text(
         "NFS_CORE_PARAM { Protocols = 3; Enable_NLM = false; Enable_RQUOTA = false; }\n"
@@ -147,6 +143,8 @@ def gluster_file(image: Path) -> Iterator[str]:
 
     Give the image's URL. The daemons write to directories of the machine's, which are their own here.
     """
+    _need_driver("gluster")
+    _need_namespaces("glusterd", "gluster")
     brick, log, started = (image.with_name(f"gluster-{name}") for name in ("brick", "log", "started"))
     brick.mkdir()
     shutil.copy(image, brick)
@@ -168,6 +166,7 @@ def gluster_file(image: Path) -> Iterator[str]:
 @contextlib.contextmanager
 def mounted_gluster(url: str, place: Path) -> Iterator[tuple[str, str]]:
     """Have the volume of a URL as a file system, through FUSE; give its host and its name."""
+    need_fuse("glusterfs")
     far = parse(url)
     assert far is not None
     volume = gluster_words(far)["volume"]
@@ -186,6 +185,9 @@ def rbd_image(image: Path) -> Iterator[str]:
     Its user has a key, where the configuration names it that Ceph's library finds by CEPH_CONF, as it finds
     /etc/ceph/ceph.conf.
     """
+    _need_driver("rbd")
+    for program in ("ceph-mon", "ceph-osd", "ceph", "rbd"):
+        need_program(program)
     folder, port = image.with_name("ceph"), free_port()
     folder.mkdir()
     conf, keys = folder / "server.conf", folder / "server.keyring"
@@ -262,8 +264,16 @@ def _listens(port: int) -> Callable[[], bool]:
     return lambda: wanted in Path("/proc/net/tcp").read_text()
 
 
-def _program(name: str) -> str | None:
-    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+def _need_driver(protocol: str) -> None:
+    """QEMU's, which is a file of its own."""
+    need_file("qemu-block-extra", f"/usr/lib/*/qemu/block-{protocol}.so")
+
+
+def _need_namespaces(*programs: str) -> None:
+    """What servers need that run in a network and mounts of their own, and these programs."""
+    need_root()
+    for program in ("ip", "unshare", *programs):
+        need_program(program)
 
 
 def _user() -> str:

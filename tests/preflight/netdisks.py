@@ -20,7 +20,6 @@ from tests.agents.diskservers import (
     nfs_file,
     rbd_image,
 )
-from tests.needs import need_file, need_program, need_root
 from tests.preflight.cases import fits, problem
 from tests.preflight.disks import image
 from tests.preflight.stage import Build
@@ -43,40 +42,31 @@ async def of_server(
 
 @fits
 async def a_network_disk_that_both_reach(build: Build) -> CheckReport:
-    need_program("qemu-nbd")
     return await of_server(build, nbd_export)
 
 
 @fits
 async def a_lun_that_both_reach(build: Build) -> CheckReport:
-    need_iscsi()
     return await of_server(build, iscsi_lun)
 
 
 @fits
 async def a_file_of_an_nfs_server_that_both_reach(build: Build) -> CheckReport:
-    need_root()
-    for program in ("ganesha.nfsd", "rpcbind", "rpcinfo"):
-        need_program(program)
-    need_file("qemu-block-extra", "/usr/lib/*/qemu/block-nfs.so")
     return await of_server(build, nfs_file)
 
 
 @fits
 async def a_file_of_a_gluster_volume_that_both_reach(build: Build) -> CheckReport:
-    need_gluster()
     return await of_server(build, gluster_file)
 
 
 @fits
 async def an_image_in_ceph_that_both_reach(build: Build) -> CheckReport:
-    need_ceph()
     return await of_server(build, rbd_image)
 
 
 @problem("disk-access")
 async def a_lun_that_nobody_may_write(build: Build) -> CheckReport:
-    need_iscsi()
     with iscsi_target(image(build)) as target:
         words = ("logicalunit", "update", "--lun", "1", "--params", "readonly=1")
         return await of_changed(build, target, *words)
@@ -84,7 +74,6 @@ async def a_lun_that_nobody_may_write(build: Build) -> CheckReport:
 
 @problem("storage", "disk-content", "disk-access")
 async def a_lun_of_a_target_that_lets_nobody_in_any_more(build: Build) -> CheckReport:
-    need_iscsi()
     with iscsi_target(image(build)) as target:
         return await of_changed(build, target, "target", "unbind", "-I", "ALL")
 
@@ -100,28 +89,6 @@ async def of_changed(
         return await stage.check(guest)
 
 
-def need_iscsi() -> None:
-    """The server, and QEMU's driver."""
-    need_program("tgtd")
-    need_file("qemu-block-extra", "/usr/lib/*/qemu/block-iscsi.so")
-
-
 @problem("storage", "disk-content", "disk-access", "disk-file")
 async def a_network_disk_that_the_configurations_do_not_name(build: Build) -> CheckReport:
-    need_program("qemu-nbd")
     return await of_server(build, nbd_export, allowed="nbd://store1:10809/guest-*")
-
-
-def need_gluster() -> None:
-    """The server, in networks and mounts of its own, and QEMU's driver."""
-    need_root()
-    for program in ("glusterd", "gluster"):
-        need_program(program)
-    need_file("qemu-block-extra", "/usr/lib/*/qemu/block-gluster.so")
-
-
-def need_ceph() -> None:
-    """The server, and QEMU's driver."""
-    for program in ("ceph-mon", "ceph-osd", "ceph", "rbd"):
-        need_program(program)
-    need_file("qemu-block-extra", "/usr/lib/*/qemu/block-rbd.so")

@@ -12,10 +12,10 @@ from agents.api import CheckReport
 from tests.agents.diskservers import gluster_file, iscsi_lun, mounted_gluster, rbd_image
 from tests.agents.libvirts import LIBVIRTD, make_pool, make_pool_of_url, running_libvirt
 from tests.loopdevices import loop_of
-from tests.needs import NotHere, need_file, need_fuse, need_program, need_root
+from tests.needs import NotHere, need_file, need_program, need_root
 from tests.preflight.cases import fits, problem
 from tests.preflight.disks import MIB, copied, image, mounted_here, of_embedded
-from tests.preflight.netdisks import need_ceph, need_gluster, need_iscsi, of_export
+from tests.preflight.netdisks import of_export
 from tests.preflight.stage import Build
 
 
@@ -80,19 +80,16 @@ async def of_networked(
 
 @fits
 async def a_volume_of_a_gluster_pool(build: Build) -> CheckReport:
-    need_gluster()
     return await of_networked(build, gluster_file, "gluster")
 
 
 @fits
 async def a_volume_of_an_rbd_pool(build: Build) -> CheckReport:
-    need_ceph()
     return await of_networked(build, rbd_image, "rbd")
 
 
 @fits
 async def a_volume_of_an_iscsi_pool(build: Build) -> CheckReport:
-    need_iscsi()
     return await of_networked(build, iscsi_lun, "iscsi-direct")
 
 
@@ -100,8 +97,6 @@ async def a_volume_of_an_iscsi_pool(build: Build) -> CheckReport:
 def in_a_netfs_pool(build: Build, path: Path) -> Iterator[str]:
     """Have a disk lie in a file system of the network, which libvirt knows as a pool; give the line for [storage]."""
     need_libvirt()
-    need_gluster()
-    need_fuse("glusterfs")
     with gluster_file(path) as url:
         path.unlink()
         with mounted_gluster(url, path.parent) as source, running_libvirt(build.folder) as uri:

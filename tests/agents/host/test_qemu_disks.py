@@ -22,7 +22,6 @@ from tests.agents.diskservers import (
     http_file,
     iscsi_lun,
     nbd_export,
-    need_block_drivers,
     nfs_file,
     rbd_image,
 )
@@ -165,19 +164,17 @@ async def test_a_guest_on_a_network_disk_moves_there_and_back(
     folder: Path, serving: Callable[[Path], AbstractContextManager[str]]
 ) -> None:
     """Its records have no disk file to lie beside: they are in the first shared directory."""
-    need_block_drivers("tgtd", "ganesha.nfsd", "rpcbind", "glusterd", "ceph-mon", "ceph-osd", "ceph", "rbd")
     image = folder / "export.raw"
     await anyio.run_process(["truncate", "-s", "64M", str(image)])
-    with serving(image) as url:
+    with skipped_where_not_here(), serving(image) as url:
         async with qemu_fleet(folder, storage=f'network_disks = ["{url}"]') as guests:
             await move_there_and_back(guests, DiskSpec(path=url, format=Format.RAW))
 
 
 async def test_a_disk_that_a_web_server_has_moves_with_its_guest(folder: Path) -> None:
-    need_block_drivers("nginx")
     image = folder / "second.raw"
     image.write_bytes(os.urandom(2 << 20))
-    with http_file(image) as url:
+    with skipped_where_not_here(), http_file(image) as url:
         async with qemu_fleet(folder, storage=f'network_disks = ["{url}"]') as guests:
             second = DiskSpec(path=url, format=Format.RAW, is_read_only=True)
             await move_there_and_back(guests, await make_disk(guests, Format.RAW), second)

@@ -15,7 +15,7 @@ from agents.storageproof import tools
 from agents.storageproof.images import look_at
 from agents.storageproof.places import SharedPlaces
 from agents.storageproof.pools import is_uri, pool_of, volume_of
-from tests.agents.diskservers import gluster_file, iscsi_lun, need_block_drivers, rbd_image
+from tests.agents.diskservers import gluster_file, iscsi_lun, rbd_image
 from tests.agents.host.fleet import scratch_folder
 from tests.agents.libvirts import (
     LIBVIRTD,
@@ -105,7 +105,6 @@ def test_a_file_system_that_is_a_pool_is_known_by_its_type() -> None:
 def test_a_network_disk_that_is_a_volume_is_known_by_its_url(
     serving: Callable[[Path], AbstractContextManager[str]], kind: str
 ) -> None:
-    need_block_drivers("glusterd", "tgtd", "ceph-mon", "ceph-osd")
     with scratch_folder() as folder, skipped_where_not_here():
         need_libvirt(kind)
         image = folder / "guest.raw"

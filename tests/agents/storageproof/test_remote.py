@@ -27,24 +27,24 @@ from tests.agents.diskservers import (
     http_file,
     iscsi_lun,
     nbd_export,
-    need_block_drivers,
     nfs_file,
     rbd_image,
 )
 from tests.agents.hypervisors.qemu.conftest import needs_qemu
+from tests.needs import skipped_where_not_here
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow, needs_qemu()]
 
 PATTERNS = ("nbd://127.0.0.1:*/guest-*",)
 SECTOR = 4096
 Server = Callable[..., AbstractContextManager[str]]
-SERVERS = {
-    "nbd": (nbd_export, ()),
-    "iscsi": (iscsi_lun, ("tgtd", "tgtadm")),
-    "http": (http_file, ("nginx",)),
-    "nfs": (nfs_file, ("ganesha.nfsd", "rpcbind", "rpcinfo", "ip", "unshare")),
-    "gluster": (gluster_file, ("glusterd", "gluster", "ip", "unshare")),
-    "rbd": (rbd_image, ("ceph-mon", "ceph-osd", "ceph", "rbd")),
+SERVERS: dict[str, Server] = {
+    "nbd": nbd_export,
+    "iscsi": iscsi_lun,
+    "http": http_file,
+    "nfs": nfs_file,
+    "gluster": gluster_file,
+    "rbd": rbd_image,
 }
 
 
@@ -63,10 +63,8 @@ def seen(
 
 @pytest.mark.parametrize("scheme", SERVERS)
 def test_what_a_server_has_is_seen_as_the_file_behind_it(image: Path, scheme: str) -> None:
-    serving, programs = SERVERS[scheme]
-    need_block_drivers(*programs)
     offsets = (0, 5 * SECTOR, 16 * SECTOR)
-    with serving(image) as url:
+    with skipped_where_not_here(), SERVERS[scheme](image) as url:
         far = seen(url, *offsets, patterns=(url,), read_only=scheme == "http")
     near = look_at(str(image), SharedPlaces.of((image.parent,)), offsets=offsets)
     assert (far.error, far.write_error, far.chain_error) == ("", "", "")
@@ -78,8 +76,6 @@ def test_what_a_server_has_is_seen_as_the_file_behind_it(image: Path, scheme: st
 
 @pytest.mark.parametrize("scheme", SERVERS)
 def test_a_server_without_it_and_a_server_that_has_ended_are_said(image: Path, scheme: str) -> None:
-    serving, programs = SERVERS[scheme]
-    need_block_drivers(*programs)
     missing = {
         "nbd": "not available",
         "iscsi": "LOGICAL_UNIT_NOT_SUPPORTED",
@@ -88,7 +84,7 @@ def test_a_server_without_it_and_a_server_that_has_ended_are_said(image: Path, s
         "gluster": "is there a file guest.ra9 in its volume guests",
         "rbd": "No such file",
     }
-    with serving(image) as url:
+    with skipped_where_not_here(), SERVERS[scheme](image) as url:
         other = url[:-1] + "9"
         assert missing[scheme] in seen(other, patterns=(other,), read_only=True).error
     error = seen(url, patterns=(url,), read_only=True).error
@@ -103,16 +99,14 @@ def test_a_server_without_it_and_a_server_that_has_ended_are_said(image: Path, s
     ],
 )
 def test_what_can_only_be_read_says_so(image: Path, serving: Server, words: str) -> None:
-    need_block_drivers("nginx")
-    with serving(image) as url:
+    with skipped_where_not_here(), serving(image) as url:
         assert words in seen(url, patterns=(url,)).write_error
         assert seen(url, patterns=(url,), read_only=True).write_error == ""
 
 
 def test_what_the_library_is_slow_to_close_is_asked_in_no_time(image: Path) -> None:
     """A qemu-img that opens it takes ten seconds to end, and says nothing until then."""
-    need_block_drivers(*SERVERS["gluster"][1])
-    with gluster_file(image) as url:
+    with skipped_where_not_here(), gluster_file(image) as url:
         began = time.monotonic()
         assert seen(url, 0, patterns=(url,)).error == ""
         assert time.monotonic() - began < tools.ANSWERS_WITHIN_S
@@ -142,8 +136,7 @@ def test_a_server_of_this_host_ends_with_whoever_asked_it(image: Path) -> None:
 
 
 def test_a_host_without_the_key_of_its_user_says_so(image: Path) -> None:
-    need_block_drivers(*SERVERS["rbd"][1])
-    with rbd_image(image) as url:
+    with skipped_where_not_here(), rbd_image(image) as url:
         other = url.replace("vm@", "vm2@")
         assert "is the key of client.vm2 where Ceph looks for it here" in seen(other, patterns=(other,)).error
 
@@ -153,7 +146,7 @@ def test_an_image_with_another_under_it_is_not_whole(image: Path) -> None:
     subprocess.run(
         ["qemu-img", "create", "-qf", "qcow2", "-b", image.name, "-F", "raw", top, "1M"], check=True
     )
-    with nbd_export(top) as url:
+    with skipped_where_not_here(), nbd_export(top) as url:
         found = seen(url)
     assert (found.format, found.virtual_bytes) == ("qcow2", 1 << 20)
     assert found.chain_error == "what lies under a network disk is not looked at"
@@ -172,14 +165,14 @@ def test_only_what_the_configuration_allows_is_asked(
 
 def test_a_server_that_is_not_there_or_has_no_such_export_is_said(image: Path) -> None:
     assert "Connection refused" in seen("nbd://127.0.0.1:1/guest-1").error
-    with nbd_export(image) as url:
+    with skipped_where_not_here(), nbd_export(image) as url:
         assert "not available" in seen(url.replace("guest-1", "guest-2")).error
     assert "has no address here" in seen("nbd://no.invalid:1/a", patterns=("nbd://no.invalid:1/a",)).error
 
 
 def test_a_server_that_takes_one_client_only_is_noticed(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tools, "ANSWERS_WITHIN_S", 0.5)
-    with nbd_export(image, clients=1) as url:
+    with skipped_where_not_here(), nbd_export(image, clients=1) as url:
         holder = subprocess.Popen(
             ["qemu-io", "-r", "-U", "-f", "raw", url], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
@@ -236,7 +229,7 @@ def test_a_qemu_without_a_driver_for_it_says_where_that_is(
 
 async def test_both_ends_look_at_the_same_sectors(tmp_path: Path, image: Path) -> None:
     source, destination = (SharedDirs([tmp_path], network_disks=PATTERNS) for _ in range(2))
-    with nbd_export(image) as url:
+    with skipped_where_not_here(), nbd_export(image) as url:
         disk = DiskFacts(name="disk0", path=url, size_bytes=0, is_read_only=False, kind=DiskKind.NETWORK)
         probes, nonces = await source.plant([disk])
         assert "disk0" not in nonces

@@ -3,7 +3,7 @@
 The server is Linux's own (nfsd, NFS 4.2), and so is the client; each mount is a client of its own, as two hosts are.
 Prints one line `RESULT {...}` for each fault; what must never be is in `wrong`, in words.
 
-Law: imports little, for all of it must be in the machine (`tests.nfs.machine`). `python -m tests.nfs.inside EVERY`.
+Law: `python -m tests.nfs.inside EVERY` in such a machine (`tests.nfs.machine`), and nowhere else.
 """
 
 from __future__ import annotations

@@ -6,12 +6,7 @@ all.
 
 from __future__ import annotations
 
-import atexit
-import functools
-import lzma
 import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +15,7 @@ from typing import TypeVar
 import pytest
 
 from agents.testguest.image import Heartbeat, KernelMissing, find_kernel, heartbeats, initramfs
+from tests.linuxkernels import drivers_of, unpacked
 from tests.waiting import until_blocking
 
 T = TypeVar("T")
@@ -52,7 +48,7 @@ class Boot:
         except KernelMissing as exc:
             pytest.skip(f"needs a kernel: {exc}")
         if not (folder / "vmlinuz").exists():
-            shutil.copy(_unpacked(kernel), folder / "vmlinuz")
+            shutil.copy(unpacked(kernel), folder / "vmlinuz")
         return cls(folder)
 
     @property
@@ -70,12 +66,10 @@ class Boot:
         """An initramfs whose init loads drivers and runs a shell script; `/bin/workload` is there too."""
         if not BUSYBOX.exists():
             pytest.skip("needs busybox-static")
-        drivers = with_dependencies(modules)
-        files = {f"modules/{driver.name}": driver.read_bytes() for driver in drivers}
+        drivers = drivers_of(find_kernel(), *modules)
+        files = {f"modules/{name}": content for name, content in drivers.items()}
         files["bin/busybox"] = BUSYBOX.read_bytes()
-        files["init"] = _INIT.format(
-            modules=" ".join(driver.name for driver in drivers), script=script
-        ).encode()
+        files["init"] = _INIT.format(modules=" ".join(drivers), script=script).encode()
         path = self.folder / f"initrd-{abs(hash(script)):x}"
         path.write_bytes(initramfs(files))
         return str(path)
@@ -108,36 +102,3 @@ class Console:
         return until_blocking(
             look, lambda: f"{what}: {self.read()[-2000:]!r}", within_s=BOOT_TIMEOUT_S, every_s=0.05
         )
-
-
-@functools.cache
-def _unpacked(kernel: Path) -> Path:
-    """The ELF image in a kernel that was packed with xz: without KVM a guest needs longer to unpack it than to boot."""
-    packed = kernel.read_bytes()
-    begins = packed.find(b"\xfd7zXZ\x00")
-    if begins < 0:
-        return kernel
-    image = lzma.LZMADecompressor().decompress(packed[begins:])
-    if not image.startswith(b"\x7fELF"):
-        return kernel
-    folder = Path(tempfile.mkdtemp(prefix="vmferry-kernel-"))
-    atexit.register(shutil.rmtree, folder)
-    (folder / "vmlinux").write_bytes(image)
-    return folder / "vmlinux"
-
-
-def with_dependencies(modules: tuple[str, ...]) -> list[Path]:
-    """Give the files of kernel modules, in the order in which they must be loaded."""
-    if not modules:
-        return []
-    version = find_kernel().name.removeprefix("vmlinuz-")
-    found: list[Path] = []
-    for module in modules:
-        shown = subprocess.run(
-            ["modprobe", "-S", version, "--show-depends", module], capture_output=True, text=True, check=True
-        )
-        for line in shown.stdout.splitlines():
-            path = Path(line.split()[1])
-            if line.startswith("insmod") and path not in found:
-                found.append(path)
-    return found

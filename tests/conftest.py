@@ -3,7 +3,9 @@
 Law: only what every package's tests need. A fixture of one package lives in that package's folder.
 
 The cases of a test with real machines take seconds each. Where it is marked `dealt`, its cases are dealt out: the first
-runs on asyncio, the second on trio, and so on; a test of one case runs on both.
+runs on asyncio, the second on trio, and so on; a test of one case runs on both. In a module that is marked
+`dealt("module")` its tests are dealt out like that among each other: what they show is of QEMU, the kernel and the
+storage, and loops are shown by others.
 
 A test that skips because something is missing that can be installed or granted says so, beginning with "needs". Where
 `VMFERRY_NEEDS=must` is set, as CI does, such a skip is a failure.
@@ -58,9 +60,12 @@ def _left_out(items: list[pytest.Item]) -> set[pytest.Item]:
     cases: dict[str, dict[str, dict[str, pytest.Item]]] = {}
     for item in items:
         if isinstance(item, pytest.Function) and item.get_closest_marker("dealt"):
-            loop = next(name for name in item.callspec.id.split("-") if name in LOOPS)
-            case = "-".join(part for part in item.callspec.id.split("-") if part != loop)
-            cases.setdefault(item.nodeid.partition("[")[0], {}).setdefault(case, {})[loop] = item
+            test, _, parameters = item.nodeid.removesuffix("]").partition("[")
+            loop = next(name for name in parameters.split("-") if name in LOOPS)
+            case = test + "-".join(part for part in parameters.split("-") if part != loop)
+            if any("module" in marker.args for marker in item.iter_markers("dealt")):
+                test = item.nodeid.partition("::")[0]
+            cases.setdefault(test, {}).setdefault(case, {})[loop] = item
     left_out: set[pytest.Item] = set()
     for of_one_test in cases.values():
         if len(of_one_test) > 1:

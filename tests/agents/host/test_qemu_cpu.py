@@ -15,6 +15,7 @@ from tests.agents.hypervisors.qemu.conftest import needs_qemu, retold_qemu, wrap
 pytestmark = [
     pytest.mark.anyio,
     pytest.mark.slow,
+    pytest.mark.dealt("module"),
     needs_qemu(),
 ]
 

@@ -27,6 +27,7 @@ from tests.needs import skipped_where_not_here
 pytestmark = [
     pytest.mark.anyio,
     pytest.mark.slow,
+    pytest.mark.dealt("module"),
     needs_qemu(),
 ]
 

@@ -35,6 +35,7 @@ from tests.waiting import looks, until
 pytestmark = [
     pytest.mark.anyio,
     pytest.mark.slow,
+    pytest.mark.dealt("module"),
     needs_qemu(),
 ]
 
@@ -158,7 +159,6 @@ async def test_a_guest_on_a_block_device_moves_there_and_back(folder: Path) -> N
             )
 
 
-@pytest.mark.dealt
 @pytest.mark.parametrize("serving", [nbd_export, iscsi_lun, nfs_file, gluster_file, rbd_image])
 async def test_a_guest_on_a_network_disk_moves_there_and_back(
     folder: Path, serving: Callable[[Path], AbstractContextManager[str]]

@@ -28,6 +28,7 @@ from tests.waiting import until
 pytestmark = [
     pytest.mark.anyio,
     pytest.mark.slow,
+    pytest.mark.dealt("module"),
     needs_qemu(),
 ]
 

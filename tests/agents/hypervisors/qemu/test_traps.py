@@ -40,7 +40,7 @@ pytestmark = [
     pytest.mark.anyio,
     pytest.mark.slow,
     needs_qemu(),
-    pytest.mark.dealt,
+    pytest.mark.dealt("module"),
 ]
 
 READER = """

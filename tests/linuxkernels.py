@@ -20,7 +20,7 @@ import zstandard
 
 from tests.needs import NotHere, need_program
 
-__all__ = ["drivers_of", "kernel_of", "release_of", "unpacked"]
+__all__ = ["Version", "drivers_of", "kernel_of", "unpacked"]
 
 _BOOT: Final = Path("/boot")
 _ELF: Final = b"\x7fELF"
@@ -47,17 +47,13 @@ def kernel_of(*, since: Version = (0, 0), before: Version = (1000, 0)) -> Path:
     return max(found)[1]
 
 
-def release_of(kernel: Path) -> str:
-    """Give what `uname -r` says there."""
-    return kernel.name.removeprefix("vmlinuz-")
-
-
 def drivers_of(kernel: Path, *names: str) -> dict[str, bytes]:
     """Give these drivers and those that they need, by their files' names, in the order in which they must be loaded."""
     found: dict[str, bytes] = {}
+    release = kernel.name.removeprefix("vmlinuz-")
     for name in names:
         shown = subprocess.run(
-            [need_program("modprobe"), "-S", release_of(kernel), "--show-depends", name],
+            [need_program("modprobe"), "-S", release, "--show-depends", name],
             capture_output=True,
             text=True,
             check=True,

@@ -45,7 +45,9 @@ def under(kernel: Path, folder: Path, commands: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("log", "since", "before"), [("soft-dirty", (5, 7), UFFD_WP), ("uffd-wp", UFFD_WP, (1000, 0))]
+    ("log", "since", "before"),
+    [("soft-dirty", (5, 7), UFFD_WP), ("uffd-wp", UFFD_WP, (1000, 0))],
+    ids=["soft-dirty", "uffd-wp"],
 )
 def test_a_guest_of_kvm_moves_with_the_dirty_log_of_its_kernel(
     tmp_path: Path, log: str, since: Version, before: Version

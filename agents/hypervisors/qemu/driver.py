@@ -102,6 +102,7 @@ class QemuHypervisor:
         self._roms = RomShelf(host.binary, host.shared_dirs)
         self._cpus: dict[int, tuple[CpuFacts, GuestCpuFacts]] = {}
         self._kvm: KvmCpu | None = None
+        # Why QEMU did not say what it can do with an accelerator, when it was asked last.
         self._untold: dict[Accel, str] = {}
         self._held: dict[Path, Found] = {}
         self._found: tuple[float, list[Found]] = (-math.inf, [])

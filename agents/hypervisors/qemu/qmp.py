@@ -36,7 +36,7 @@ MAX_LINE_BYTES: Final = 4 << 20
 # Events that nobody asked for are dropped, oldest first.
 MAX_EVENTS: Final = 256
 _CHUNK_BYTES: Final = 64 << 10
-# JSON's numbers are exact below 2**53: no two connections to one QEMU begin at the same.
+# Each connection begins at a number of its own. JSON's are exact below 2**53.
 _FIRST_IDS: Final = 1 << 52
 
 

@@ -12,20 +12,32 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 import zstandard
 
-from tests.needs import NotHere, need_program
+from agents.testguest.image import initramfs
+from tests.needs import NotHere, need_file, need_program
 
-__all__ = ["Version", "drivers_of", "kernel_of", "unpacked"]
+__all__ = ["Version", "initramfs_of", "kernel_of", "unpacked"]
 
 _BOOT: Final = Path("/boot")
 _ELF: Final = b"\x7fELF"
 _XZ: Final = b"\xfd7zXZ\x00"
 _ZSTD: Final = b"\x28\xb5\x2f\xfd"
+
+_BUSYBOX: Final = "/bin/busybox"
+# Drivers may be for hardware that is not there.
+_INIT: Final = """#!/bin/busybox sh
+/bin/busybox mount -t proc proc /proc
+/bin/busybox mount -t sysfs sys /sys
+/bin/busybox mount -t devtmpfs dev /dev
+for module in {modules}; do /bin/busybox insmod /modules/$module || echo INSMOD-FAILED $module; done
+/bin/busybox --install -s /bin
+{script}
+"""
 
 Version = tuple[int, int]
 
@@ -47,7 +59,7 @@ def kernel_of(*, since: Version = (0, 0), before: Version = (1000, 0)) -> Path:
     return max(found)[1]
 
 
-def drivers_of(kernel: Path, *names: str) -> dict[str, bytes]:
+def _drivers_of(kernel: Path, *names: str) -> dict[str, bytes]:
     """Give these drivers and those that they need, by their files' names, in the order in which they must be loaded."""
     found: dict[str, bytes] = {}
     release = kernel.name.removeprefix("vmlinuz-")
@@ -61,12 +73,19 @@ def drivers_of(kernel: Path, *names: str) -> dict[str, bytes]:
         for line in shown.stdout.splitlines():
             if line.startswith("insmod"):
                 path = Path(line.split()[1])
-                packed = path.suffix == ".xz"
-                found.setdefault(
-                    path.stem if packed else path.name,
-                    lzma.decompress(path.read_bytes()) if packed else path.read_bytes(),
-                )
+                content = path.read_bytes()
+                name_here = path.name.removesuffix(".xz")
+                found.setdefault(name_here, content if name_here == path.name else lzma.decompress(content))
     return found
+
+
+def initramfs_of(kernel: Path, script: str, *drivers: str, files: Mapping[str, bytes] | None = None) -> bytes:
+    """Give an initramfs whose init loads these drivers and runs a shell script with busybox."""
+    loaded = _drivers_of(kernel, *drivers)
+    contents = {f"modules/{name}": content for name, content in loaded.items()} | dict(files or {})
+    contents["bin/busybox"] = Path(need_file("busybox-static", _BUSYBOX)).read_bytes()
+    contents["init"] = _INIT.format(modules=" ".join(loaded), script=script).encode()
+    return initramfs(contents)
 
 
 @functools.cache
@@ -83,16 +102,15 @@ def unpacked(kernel: Path) -> Path:
 
 def _images(packed: bytes) -> Iterator[bytes]:
     """What may be the image: a few bytes that look like the beginning of one are in the code before it, too."""
-    for begins in re.finditer(re.escape(_XZ), packed):
-        try:
-            yield lzma.LZMADecompressor().decompress(packed[begins.start() :])
-        except lzma.LZMAError:
-            continue
-    for begins in re.finditer(re.escape(_ZSTD), packed):
-        try:
-            yield zstandard.ZstdDecompressor().decompressobj().decompress(packed[begins.start() :])
-        except zstandard.ZstdError:
-            continue
+    for magic, decompressor in (
+        (_XZ, lzma.LZMADecompressor),
+        (_ZSTD, zstandard.ZstdDecompressor().decompressobj),
+    ):
+        for begins in re.finditer(re.escape(magic), packed):
+            try:
+                yield decompressor().decompress(packed[begins.start() :])
+            except (lzma.LZMAError, zstandard.ZstdError):
+                continue
 
 
 def _version(kernel: Path) -> Version:

@@ -15,22 +15,15 @@ from pathlib import Path
 from typing import Final
 
 from agents.demo.qemu import best_accel
-from agents.testguest.image import initramfs
-from tests.linuxkernels import drivers_of, unpacked
-from tests.needs import need_file, need_program
+from tests.linuxkernels import initramfs_of, unpacked
+from tests.needs import need_program
 
 __all__ = ["ROOT", "Outcome", "run_in_machine"]
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-BUSYBOX: Final = "/bin/busybox"
 # 9p with its transport, and what lets its files seem to be written.
 _DRIVERS: Final = ("virtio_pci", "virtio_rng", "9pnet_virtio", "9p", "overlay")
-_INIT: Final = """#!/bin/busybox sh
-/bin/busybox mount -t proc proc /proc
-/bin/busybox mount -t sysfs sys /sys
-/bin/busybox mount -t devtmpfs dev /dev
-/bin/busybox --install -s /bin
-for driver in {drivers}; do insmod /drivers/$driver || echo "there is no $driver"; done
+_INIT: Final = """
 mkdir -p /host /written /root
 mount -t 9p -o ro,trans=virtio,version=9p2000.L,msize=512000,cache=loose host /host
 mount -t tmpfs -o size=50% tmpfs /written
@@ -69,17 +62,14 @@ def run_in_machine(
         AssertionError: the machine broke off, or the script did not end in time.
     """
     qemu = need_program("qemu-system-x86_64")
-    loaded = drivers_of(kernel, *_DRIVERS, *drivers)
-    files = {f"drivers/{name}": content for name, content in loaded.items()}
-    files["bin/busybox"] = Path(need_file("busybox-static", BUSYBOX)).read_bytes()
-    files["script"] = script.encode()
-    files["init"] = _INIT.format(drivers=" ".join(loaded), root=ROOT, ended=_ENDED).encode()
-    (folder / "machine.initrd").write_bytes(initramfs(files))
+    init = _INIT.format(root=ROOT, ended=_ENDED)
+    initrd = folder / "machine.initrd"
+    initrd.write_bytes(initramfs_of(kernel, init, *_DRIVERS, *drivers, files={"script": script.encode()}))
     command = [
         *(qemu, "-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"),
         # One CPU: TCG of QEMU 7.2 with more trips over the instructions that KVM of Linux 6.12 replaces in itself.
         *("-machine", "q35", "-accel", str(best_accel()), "-cpu", "max", "-m", str(ram_mib)),
-        *("-kernel", str(unpacked(kernel)), "-initrd", str(folder / "machine.initrd")),
+        *("-kernel", str(unpacked(kernel)), "-initrd", str(initrd)),
         *("-append", "console=ttyS0 quiet panic=-1 mitigations=off"),
         *("-fsdev", "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap"),
         *("-device", "virtio-9p-pci,fsdev=host,mount_tag=host", "-device", "virtio-rng-pci"),

@@ -102,8 +102,6 @@ class QemuHypervisor:
         self._roms = RomShelf(host.binary, host.shared_dirs)
         self._cpus: dict[int, tuple[CpuFacts, GuestCpuFacts]] = {}
         self._kvm: KvmCpu | None = None
-        # Why QEMU did not say what it can do with an accelerator, when it was asked last.
-        self._untold: dict[Accel, str] = {}
         self._held: dict[Path, Found] = {}
         self._found: tuple[float, list[Found]] = (-math.inf, [])
 
@@ -133,7 +131,7 @@ class QemuHypervisor:
             return tuple(Objection(check="guest-spec", found=one, remedy="") for one in exc.problems)
         is_here = any(held.guest_id == spec.guest_id for held in self._held.values())
         found = await anyio.to_thread.run_sync(lambda: list(self._host.objections(spec, has_memory=is_here)))
-        untold = self._untold.get(spec.accel)
+        untold = self._catalog.untold.get(spec.accel)
         if untold is not None and not any(one.check in ("accelerator", "hypervisor-binary") for one in found):
             found.append(
                 Objection(
@@ -428,14 +426,9 @@ class QemuHypervisor:
             with contextlib.suppress(SpecInvalid):
                 accels = (QemuSpec.from_bytes(guest.spec).accel,)
         for accel in accels:
-            try:
-                models = await self._catalog.of(accel)
-            except QemuError as exc:
-                # An objection says so to a guest that needs it.
-                self._untold[accel] = str(exc)
-            else:
-                self._untold.pop(accel, None)
-                return accel, models
+            # Why an accelerator does not work is an objection's to say.
+            with contextlib.suppress(QemuError):
+                return accel, await self._catalog.of(accel)
         return Accel.TCG, None
 
     def _free_memory_bytes(self, here: list[Found]) -> int:

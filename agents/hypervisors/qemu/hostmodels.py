@@ -17,7 +17,7 @@ import anyio
 
 from agents.hypervisors.kvm import KvmCpu
 from agents.hypervisors.qemu.describe import cpu_of_properties, features_of_expansion, version_of
-from agents.hypervisors.qemu.errors import QemuGone, QmpFailed
+from agents.hypervisors.qemu.errors import QemuError, QemuGone, QmpFailed
 from agents.hypervisors.qemu.qmp import Qmp, field_of
 from agents.hypervisors.qemu.spec import Accel
 from migrate.cpunames import canonical_all
@@ -67,10 +67,11 @@ class HostModels:
 
 
 class ModelCatalog:
-    """Remembers what each accelerator gives."""
+    """Remembers what each accelerator gives; `untold` is why it is not known of one, when it was asked last."""
 
     def __init__(self, binary: Path) -> None:
         self._binary = binary
+        self.untold: dict[Accel, str] = {}
         self._known: dict[tuple[Accel, float], HostModels] = {}
         self._asking = anyio.Lock()
 
@@ -87,7 +88,12 @@ class ModelCatalog:
             raise QemuGone(f"{self._binary} is missing: install QEMU, or set [guests.qemu] binary") from exc
         async with self._asking:
             if key not in self._known:
-                self._known[key] = await self._ask(accel)
+                try:
+                    self._known[key] = await self._ask(accel)
+                except QemuError as exc:
+                    self.untold[accel] = str(exc)
+                    raise
+                self.untold.pop(accel, None)
             return self._known[key]
 
     async def _ask(self, accel: Accel) -> HostModels:

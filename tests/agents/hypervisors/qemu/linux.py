@@ -15,22 +15,14 @@ from typing import TypeVar
 import pytest
 
 from agents.testguest.image import Heartbeat, KernelMissing, find_kernel, heartbeats, initramfs
-from tests.linuxkernels import drivers_of, unpacked
+from tests.linuxkernels import initramfs_of, unpacked
+from tests.needs import skipped_where_not_here
 from tests.waiting import until_blocking
 
 T = TypeVar("T")
 
-BUSYBOX = Path("/bin/busybox")
 # A guest under TCG on a busy machine.
 BOOT_TIMEOUT_S = 60.0
-_INIT = """#!/bin/busybox sh
-/bin/busybox mount -t proc proc /proc
-/bin/busybox mount -t sysfs sys /sys
-/bin/busybox mount -t devtmpfs dev /dev
-for module in {modules}; do /bin/busybox insmod /modules/$module || echo INSMOD-FAILED $module; done
-/bin/busybox --install -s /bin
-{script}
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +56,9 @@ class Boot:
 
     def initrd_with(self, script: str, *modules: str) -> str:
         """An initramfs whose init loads drivers and runs a shell script; `/bin/workload` is there too."""
-        if not BUSYBOX.exists():
-            pytest.skip("needs busybox-static")
-        drivers = drivers_of(find_kernel(), *modules)
-        files = {f"modules/{name}": content for name, content in drivers.items()}
-        files["bin/busybox"] = BUSYBOX.read_bytes()
-        files["init"] = _INIT.format(modules=" ".join(drivers), script=script).encode()
         path = self.folder / f"initrd-{abs(hash(script)):x}"
-        path.write_bytes(initramfs(files))
+        with skipped_where_not_here():
+            path.write_bytes(initramfs_of(find_kernel(), script, *modules))
         return str(path)
 
 
